@@ -1,0 +1,1 @@
+"""Token-by-token generation: cache, sampling, the jitted loop."""

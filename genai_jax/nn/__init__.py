@@ -1,0 +1,1 @@
+"""Layers: small `nnx.Module`s that are used as immutable pytrees of parameters."""

@@ -1,0 +1,46 @@
+"""Affine maps whose kernels keep the shape of what they mean, such as [embed, heads, head]."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Linear(nnx.Module):
+    r"""Affine map $y = xW + b$ from `in_shape` to `out_shape`, which may have several axes each.
+
+    Attributes:
+        kernel: $W$, of shape `(*in_shape, *out_shape)`.
+        bias: $b$, of shape `out_shape`, or None.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        key: PRNGKeyArray,
+        *,
+        init_std: float,
+        use_bias: bool = False,
+        param_dtype: jnp.dtype = jnp.float32,
+    ):
+        """Draw the kernel from a normal distribution of width `init_std`; the bias is zero."""
+        kernel = init_std * jax.random.normal(key, (*in_shape, *out_shape), jnp.float32)
+        self.kernel = nnx.Param(kernel.astype(param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_shape, param_dtype)) if use_bias else None
+        self.in_shape = in_shape
+        self.out_shape = out_shape
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Contract the trailing `in_shape` axes of `x`; computes in the dtype of `x`."""
+        batch_shape = x.shape[: x.ndim - len(self.in_shape)]
+        kernel = self.kernel[...].astype(x.dtype)
+        # One plain matrix product over flattened tokens: weight gradients that contract two batch
+        # axes are slow on CPU (benchmarks/README.md).
+        rows = x.reshape(-1, math.prod(self.in_shape))
+        y = rows @ kernel.reshape(rows.shape[-1], -1)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype).reshape(-1)
+        return y.reshape(*batch_shape, *self.out_shape)

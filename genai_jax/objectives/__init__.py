@@ -1,0 +1,1 @@
+"""Objectives: `(model, batch, context) -> Terms`."""

@@ -1,0 +1,1 @@
+"""Devices: host start-up, the mesh, and the table of sharding rules."""

@@ -1,0 +1,1 @@
+"""State, step, optimizers, loop and checkpoints; knows no model and no objective."""

@@ -1,0 +1,302 @@
+"""The loop: next batch, step, record, evaluate, save. One for every model and objective.
+
+The promise: a run that is killed at any moment and started again ends with the same bytes in
+metrics.jsonl and the same parameters as one that never was. It rests on an order. What a checkpoint
+of step s covers (the lines up to s, and the evaluation at s) is in metrics.jsonl before the
+checkpoint can exist; whatever is in there beyond s is cut off when s is resumed, and written again.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.json_lines import write_atomically
+from genai_jax.training.reporting import Reporter
+from genai_jax.training.run_directory import RunDirectory
+from genai_jax.training.signals import Stopped, StopRequest
+from genai_jax.types import Batch, Metrics, PyTree
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+Sample = Callable[[Any], Mapping[str, str | bytes]]
+
+_MUST_BE_FINITE = ("loss", "grad_norm")
+_STEPS_BETWEEN_AGREEMENTS = 10
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the norm of the gradient of a step is infinite or not a number."""
+
+
+def host_means(metrics: Metrics) -> dict[str, float]:
+    """Divide sums by weights on the host, in float64: the same value on every machine.
+
+    Waits for the step that computes them. A weight of zero gives NaN.
+    """
+    pairs = jax.device_get(metrics)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            name: float(np.float64(total) / np.float64(weight))
+            for name, (total, weight) in pairs.items()
+        }
+
+
+def parse_profile_steps(text: str | None) -> range:
+    """Read `A:B` as the steps A, A+1, ..., B-1, counted from 1; None is no step at all.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
+    if text is None:
+        return range(0)
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) < int(last)):
+        raise ValueError(
+            f"--profile-steps must be A:B with 1 <= A < B; got {text!r}. 10:13 is three steps."
+        )
+    return range(int(first), int(last))
+
+
+@dataclasses.dataclass
+class _Ledger:
+    """Writes down what a step leaves behind: its line, its evaluation, its checkpoint."""
+
+    run: RunDirectory
+    checkpoints: Checkpoints
+    reporter: Reporter
+    evaluate: Evaluate | None
+    sample: Sample | None
+    in_flight: tuple[int, Metrics] | None = None
+
+    def record(self) -> None:
+        """Wait for the step in flight and write its line."""
+        if self.in_flight is None:
+            return
+        (step, metrics), self.in_flight = self.in_flight, None
+        values = host_means(metrics)
+        for name in _MUST_BE_FINITE:
+            if not math.isfinite(values.get(name, 0.0)):
+                raise NonFiniteError(f"step {step}: {name} is {values[name]}")
+        self.run.metrics.append({"step": step} | {f"train/{k}": v for k, v in values.items()})
+        self.reporter.step(step, values)
+
+    def evaluate_at(self, step: int, state: PyTree) -> bool:
+        """Evaluate and sample; False if that was stopped inside, and has to be done again."""
+        self.record()
+        try:
+            with self.reporter.pause("evaluate", step):
+                values = self.evaluate(state) if self.evaluate else {}
+                samples = self.sample(state) if self.sample else {}
+        except Stopped:
+            return False
+        # The line comes last: where it stands, the samples are there too.
+        for suffix, content in samples.items():
+            _write_sample(self.run, f"{step:08}{suffix}", content, self.reporter)
+        if values:
+            named = {f"val/{name}": float(value) for name, value in values.items()}
+            self.run.metrics.append({"step": step, **named})
+            self.reporter.evaluation(step, named)
+        return True
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Begin a checkpoint, once all that it covers is on the disk."""
+        self.record()
+        with self.reporter.pause("save", step):
+            if self.run.metrics.flush(to_disk=True):
+                self.checkpoints.save(step, state)
+            else:
+                self.checkpoints.failures.append(f"step {step}: metrics.jsonl cannot be written")
+
+    def resume(self, start: int) -> bool:
+        """Cut the metrics back to a step; returns whether the evaluation at it stands there."""
+        kept = self.run.metrics.cut(start)
+        self.run.timing.cut(sys.maxsize)  # drops a partial last line
+        if (kept[-1]["step"] if kept else 0) < start:
+            message = f"WARNING: {self.run.metrics.path} lacks lines before step {start}"
+            self.reporter.say(message, error=True)
+        newest = [name for record in kept if record["step"] == start for name in record]
+        return any(name.startswith("val/") for name in newest)
+
+
+def train(
+    state: PyTree,
+    start: int,
+    *,
+    train_step: Callable[[Any, Batch], tuple[Any, Metrics]],
+    next_batch: Callable[[Any, int], Batch],
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    stop: StopRequest,
+    save_every: int,
+    evaluate_every: int,
+    evaluate: Evaluate | None = None,
+    sample: Sample | None = None,
+    profile_steps: range = range(0),
+    loss_unit: str = "nats",
+) -> tuple[PyTree, int]:
+    """Run the steps after `start` up to `reporter.steps`.
+
+    Args:
+        state: The state after `start` steps, as `checkpoints.restore` gave it; it is donated.
+        start: Completed steps.
+        train_step: `(state, batch) -> (state, metrics)`, jitted; metrics are (sum, weight).
+        next_batch: `(state, step) -> batch`, with the number of completed steps; a pure function.
+        run: Takes the metrics, samples and plots.
+        checkpoints: Takes the states.
+        reporter: Takes whatever is for human eyes; knows how many steps there are.
+        stop: Polled before every step.
+        save_every: Steps between two checkpoints; 0 saves at the end only.
+        evaluate_every: Steps between two evaluations; 0 evaluates at the end only.
+        evaluate: `state -> values`, written as `val/<name>`. May call `stop.check()`.
+        sample: `state -> {suffix: content}`, written to `samples/<step><suffix>`.
+        profile_steps: Steps whose profile is written to `profile/`.
+        loss_unit: Of the loss, for the axis of the plot.
+
+    Returns:
+        The last state and the exit code: 0; 1 after a loss that is not finite or a save that
+        failed; 130 or 143 after a signal.
+    """
+    steps = reporter.steps
+    ledger = _Ledger(run, checkpoints, reporter, evaluate, sample)
+    evaluated = ledger.resume(start)
+    # A signal may have ended the evaluation at the very step that was then saved.
+    owed = bool(evaluate and start and _is_due(start, evaluate_every, steps) and not evaluated)
+    if start >= steps and not owed:
+        reporter.say(f"{run.path} is finished: {start} steps. Nothing to do.")
+        _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
+        return state, 0
+    if start:
+        reporter.say(f"resuming {run.path} after step {start}")
+
+    done = start
+    with reporter, _Profiler(run, profile_steps) as profiler:
+        try:
+            stopping = owed and not ledger.evaluate_at(start, state)
+            for step in range(start + 1, steps + 1):
+                if stopping or (stopping := _agreed(stop, step)):
+                    break
+                profiler.before(step)
+                with reporter.waiting():
+                    batch = next_batch(state, step - 1)
+                with reporter.dispatching(step, first=step == start + 1):
+                    state, metrics = train_step(state, batch)
+                # Of the step before: while the host writes its line, this one computes. Waiting
+                # for it keeps one step in flight; more of them deadlock the CPU's collectives.
+                ledger.record()
+                ledger.in_flight, done = (step, metrics), step
+                profiler.after(step, state)
+                checkpoints.poll()
+                evaluating = _is_due(step, evaluate_every, steps)
+                if evaluating:
+                    stopping = not ledger.evaluate_at(step, state)
+                if stopping or _is_due(step, save_every, steps):
+                    ledger.save(step, state)
+                if evaluating and not stopping:
+                    _draw_plots(run, loss_unit, reporter)
+            if done > start:
+                ledger.save(done, state)  # nothing new unless a signal came
+        except NonFiniteError as error:
+            checkpoints.wait()
+            reporter.say(_advice(error, checkpoints), error=True)
+            return state, 1
+        checkpoints.wait()
+    _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
+    return state, _exit_code(stopping, stop, checkpoints, reporter)
+
+
+def _is_due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _agreed(stop: StopRequest, step: int) -> bool:
+    """Whether to stop before this step: as soon as asked; with several hosts, all at one step."""
+    if jax.process_count() == 1:
+        return bool(stop)
+    if step % _STEPS_BETWEEN_AGREEMENTS:
+        return False
+    return bool(np.any(multihost_utils.process_allgather(np.array(bool(stop)))))
+
+
+def _write_sample(run: RunDirectory, name: str, content: str | bytes, reporter: Reporter) -> None:
+    if jax.process_index() != 0:
+        return
+    try:
+        run.folder("samples").mkdir(exist_ok=True)
+        write_atomically(run.folder("samples") / name, content)
+    except OSError as error:
+        reporter.say(f"WARNING: sample {name} cannot be written ({error})", error=True)
+
+
+def _draw_plots(
+    run: RunDirectory, loss_unit: str, reporter: Reporter, *, only_if_outdated: bool = False
+) -> None:
+    picture, source = run.folder("plots") / "loss.png", run.metrics.path
+    if jax.process_index() != 0 or not source.exists():
+        return
+    drawn = picture.stat().st_mtime_ns if picture.exists() else -1
+    if only_if_outdated and drawn >= source.stat().st_mtime_ns:
+        return
+    # Here, since matplotlib takes a second to import, and a run that ends at once needs none.
+    from genai_jax.training import plots
+
+    try:
+        plots.draw_losses(source, picture, title=run.path.resolve().name, loss_unit=loss_unit)
+    except OSError as error:
+        reporter.say(f"WARNING: {picture} cannot be written ({error})", error=True)
+
+
+def _advice(error: NonFiniteError, checkpoints: Checkpoints) -> str:
+    saved = checkpoints.steps()
+    last = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint"
+    return (
+        f"STOPPED: {error}. Nothing was saved after it; {last} in {checkpoints.directory}. "
+        "The same command would come to the same step again: lower the learning rate, clip the "
+        "gradient harder, or look at the batch of that step."
+    )
+
+
+def _exit_code(
+    stopping: bool, stop: StopRequest, checkpoints: Checkpoints, reporter: Reporter
+) -> int:
+    for failure in checkpoints.failures:
+        reporter.say(f"WARNING: a save failed: {failure}", error=True)
+    if stopping:
+        saved = checkpoints.steps()
+        where = f"saved at step {saved[-1]}" if saved else "nothing was saved"
+        reporter.say(f"stopped; {where}. The same command resumes.")
+        return stop.exit_code or 143  # asked for on another host
+    return 1 if checkpoints.failures else 0
+
+
+class _Profiler:
+    """Traces some of the steps."""
+
+    def __init__(self, run: RunDirectory, steps: range) -> None:
+        self._folder = run.folder("profile")
+        self._steps = steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: PyTree) -> None:
+        if self._running and step + 1 not in self._steps:
+            jax.block_until_ready(state)
+            self.__exit__()
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

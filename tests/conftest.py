@@ -1,0 +1,29 @@
+"""The world of the tests: eight CPU devices, checked shapes, and nobody's cache but their own."""
+
+import atexit
+import os
+import tempfile
+
+_scratch = tempfile.TemporaryDirectory(prefix="genai_jax_tests_")
+atexit.register(_scratch.cleanup)
+
+# Before anything imports JAX, and in the environment, so that scripts under test inherit it.
+# No persistent compilation cache: JAX 0.10 rejects its own entries on AVX-512 CPUs (jax issue
+# 38445), loudly, and what small programs gain where it works is nothing.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
+).strip()
+os.environ["MPLBACKEND"] = "agg"
+# At import rather than in a fixture: modules under test may look for it while they are collected.
+os.environ["XDG_CACHE_HOME"] = _scratch.name
+
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+# Annotated shapes and dtypes are checked at every call into the package.
+install_import_hook("genai_jax", "beartype.beartype")
