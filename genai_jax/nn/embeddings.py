@@ -20,7 +20,7 @@ class Embedding(nnx.Module):
         key: PRNGKeyArray,
         *,
         init_std: float,
-        param_dtype: jnp.dtype = jnp.float32,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         """Draw the table from a normal distribution of width `init_std`."""
         table = init_std * jax.random.normal(key, (num, dim), jnp.float32)

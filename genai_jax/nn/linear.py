@@ -24,7 +24,7 @@ class Linear(nnx.Module):
         *,
         init_std: float,
         use_bias: bool = False,
-        param_dtype: jnp.dtype = jnp.float32,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         """Draw the kernel from a normal distribution of width `init_std`; the bias is zero."""
         kernel = init_std * jax.random.normal(key, (*in_shape, *out_shape), jnp.float32)

@@ -1,6 +1,6 @@
 """The feed-forward half of a transformer block, plain or gated."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,11 @@ class MLP(nnx.Module):
         use_bias: bool,
         init_std: float,
         output_std: float,
-        param_dtype: jnp.dtype,
+        param_dtype: jax.typing.DTypeLike,
     ):
         """Draw the kernels; `output_std` is the width of the projection back to the residual."""
         gate_key, up_key, down_key = jax.random.split(key, 3)
-        inner = {"use_bias": use_bias, "init_std": init_std, "param_dtype": param_dtype}
+        inner: dict[str, Any] = {"use_bias": use_bias, "init_std": init_std, "param_dtype": param_dtype}
         self.gate = Linear((embed_dim,), (mlp_dim,), gate_key, **inner) if gated else None
         self.up = Linear((embed_dim,), (mlp_dim,), up_key, **inner)
         self.down = Linear(

@@ -12,7 +12,7 @@ class LayerNorm(nnx.Module):
     Reference: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, eq. 4.
     """
 
-    def __init__(self, dim: int, *, eps: float, use_bias: bool, param_dtype: jnp.dtype):
+    def __init__(self, dim: int, *, eps: float, use_bias: bool, param_dtype: jax.typing.DTypeLike):
         """Start from unit scale and zero bias."""
         self.scale = nnx.Param(jnp.ones((dim,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((dim,), param_dtype)) if use_bias else None
@@ -38,7 +38,7 @@ class RMSNorm(nnx.Module):
     Reference: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467, eq. 4.
     """
 
-    def __init__(self, dim: int, *, eps: float, offset: float = 0.0, param_dtype: jnp.dtype):
+    def __init__(self, dim: int, *, eps: float, offset: float = 0.0, param_dtype: jax.typing.DTypeLike):
         """Start from a total scale of one."""
         self.scale = nnx.Param(jnp.full((dim,), 1.0 - offset, param_dtype))
         self.eps = eps

@@ -1,0 +1,255 @@
+"""The language model: embedding, transformer, head; its presets, its table of axes, its groups.
+
+What belongs to this one model (which axes are sharded, what decays, what Muon takes) lives here.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.dropout import dropout
+from genai_jax.nn.embeddings import Embedding
+from genai_jax.nn.rope import RopeConfig
+from genai_jax.nn.transformer import (
+    KeyValues,
+    Surroundings,
+    apply_layers,
+    make_layers,
+    make_norm,
+    make_rope,
+)
+from genai_jax.types import PyTree
+
+# Number of the "layer" whose noise the embedding's dropout takes.
+_EMBEDDING = 2**31 - 1
+
+
+class LanguageModel(nnx.Module):
+    r"""A decoder-only transformer: $p(x_{t+1} \mid x_{\le t}) = \mathrm{softmax}(W h_t)$.
+
+    Attributes:
+        config: Its shape.
+        embedding: Token vectors, [V, D].
+        position_embedding: Position vectors, [max_length, D], where positions are learned.
+        layers: The blocks, as `nn.transformer.make_layers` holds them.
+        final_norm: Normalises what the head reads.
+        output: Head of its own, [V, D], where it is not tied to the embedding.
+    """
+
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray):
+        """Draw the parameters; the numbers do not depend on how the layers are stored."""
+        token_key, position_key, layer_key, output_key = jax.random.split(key, 4)
+        v, d = config.vocab_size, config.embed_dim
+        table: dict[str, Any] = {"init_std": config.init_std, "param_dtype": config.param_dtype}
+        self.config = config
+        self.embedding = Embedding(v, d, token_key, **table)
+        learned = config.positions == "learned"
+        self.position_embedding = (
+            Embedding(config.max_length, d, position_key, **table) if learned else None
+        )
+        self.layers = make_layers(config, layer_key)
+        self.final_norm = make_norm(config, d)
+        self.output = None if config.tied else Embedding(v, d, output_key, **table)
+
+    def embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Array:
+        """Look up tokens, scaled, and positions where they are learned."""
+        config = self.config
+        x = self.embedding(tokens)
+        if config.embedding_scale:
+            # Rounded to the weights' type first, as Gemma's published numbers were made.
+            x = x * jnp.asarray(config.embed_dim**0.5, x.dtype)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        return x.astype(config.dtype)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b t"],
+        *,
+        positions: Int[Array, "b t"] | None = None,
+        segment_ids: Int[Array, "b t"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Compute what the head reads.
+
+        Args:
+            tokens: Token ids below V.
+            positions: Tokens since the start of the document; None counts from the row's start.
+            segment_ids: Number of the document of each token; None is one document a row.
+            key: One key a row for dropout; None switches it off.
+
+        Raises:
+            ValueError: If a row is longer than the model's context.
+        """
+        config = self.config
+        length = tokens.shape[1]
+        if length > config.max_length:
+            raise ValueError(
+                f"A row must not be longer than `max_length`; got {length} tokens and "
+                f"{config.max_length}. Shorten the row or raise max_length."
+            )
+        if positions is None:
+            positions = jnp.arange(length)[None]
+        x = self.embed(tokens, positions)
+        if config.dropout == config.attention_dropout == 0:
+            key = None
+        if key is not None:
+            keys = jax.vmap(lambda row: jax.random.fold_in(row, _EMBEDDING))(key)
+            x = dropout(x, keys, config.dropout, place=0)
+        around = Surroundings(make_rope(config, positions), segment_ids, dropout_keys=key)
+        x, _ = apply_layers(config, self.layers, x, around)
+        return self.final_norm(x)
+
+    def head(self) -> Float[Array, "v d"]:
+        """Return the table of the head: the logits are `hidden @ head().T`, soft-capped."""
+        table = self.embedding if self.output is None else self.output
+        return table.table[...]
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Compute the float32 logits of all tokens: for decoding, never for training."""
+        table = self.head().astype(hidden.dtype)
+        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        cap = self.config.final_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t v"]:
+        """Compute the logits of one document a row."""
+        return self.logits(self.hidden(tokens))
+
+    def init_cache(self, rows: int, slots: int) -> PyTree:
+        """Make an empty cache for `rows` sequences of at most `slots` tokens."""
+        config = self.config
+        shape = (rows, slots, config.kv_heads, config.head_size)
+        zeros = jnp.zeros(shape, config.dtype)
+        if config.layers == "scanned":
+            stack = jnp.zeros((config.num_layers, *shape), config.dtype)
+            return KeyValues(stack, stack)
+        return tuple(KeyValues(zeros, zeros) for _ in range(config.num_layers))
+
+    def decode(
+        self, tokens: Int[Array, "b t"], cache: PyTree, positions: Int[Array, "b t"]
+    ) -> tuple[Float[Array, "b t d"], PyTree]:
+        """Compute what the head reads for t new tokens a row, given the cache of those before.
+
+        Args:
+            tokens: New tokens.
+            cache: From `init_cache`, or from the call before.
+            positions: Their positions, consecutive in a row; slot s of the cache is position s.
+
+        Returns:
+            The hidden states and the cache with the new tokens in it.
+        """
+        config = self.config
+        slots = jax.tree.leaves(cache)[0].shape[-3]
+        behind = positions[:, :, None] - jnp.arange(slots)
+        masks = {"global": behind >= 0}
+        if config.window is not None:
+            masks["sliding"] = (behind >= 0) & (behind < config.window)
+        around = Surroundings(
+            make_rope(config, positions), attention_mask=masks, cache_index=positions[:, 0]
+        )
+        x, cache = apply_layers(
+            config, self.layers, self.embed(tokens, positions), around, cache
+        )
+        return self.final_norm(x), cache
+
+
+# Right-aligned: a stack of layers has one more axis in front. A dimension that the mesh does not
+# divide is replicated.
+SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(embedding|output)/table$", PartitionSpec("fsdp", None)),
+    (r"attention/(query|key|value)/kernel$", PartitionSpec("fsdp", None, None)),
+    (r"attention/output/kernel$", PartitionSpec(None, None, "fsdp")),
+    (r"mlp/(gate|up)/kernel$", PartitionSpec("fsdp", None)),
+    (r"mlp/down/kernel$", PartitionSpec(None, "fsdp")),
+)
+"""Fully sharded data parallelism: every matrix is cut along D or V over the axis `fsdp`."""
+
+_MATRIX_AXES = (
+    (r"layers/.*attention/(query|key|value)/kernel$", (1, 2)),
+    (r"layers/.*attention/output/kernel$", (2, 1)),
+    (r"layers/.*mlp/(gate|up|down)/kernel$", (1, 1)),
+)
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay pulls at a parameter: at matrices and tables, as nanoGPT has it."""
+    return name.endswith(("kernel", "table"))
+
+
+def hidden_matrix(name: str) -> tuple[int, int] | None:
+    """Say how many input and output axes a hidden matrix has; None for all other parameters.
+
+    Axes before these number the layers of a stack. Hidden matrices are what Muon takes.
+    """
+    return next((axes for pattern, axes in _MATRIX_AXES if re.search(pattern, name)), None)
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """Count the parameters without making them."""
+    model = jax.eval_shape(lambda: LanguageModel(config, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def flops_per_token(config: TransformerConfig, length: int) -> float:
+    r"""Count the model FLOPs of training on one token: forward and backward, three times forward.
+
+    Matrix products only, causal attention counted as what is seen (half of T on average), without
+    recomputation: $3 \cdot (2 P + \sum_l 4 N H \bar{s}_l)$ with P the parameters that multiply
+    and $\bar{s}_l$ the mean number of tokens seen in layer l.
+
+    Reference: Chowdhery et al. (PaLM), arXiv:2204.02311, appendix B, with causal attention.
+    """
+    d, n, k, h, f = (
+        config.embed_dim,
+        config.num_heads,
+        config.kv_heads,
+        config.head_size,
+        config.mlp_size,
+    )
+    per_layer = d * h * (2 * n + 2 * k) + d * f * (3 if config.gated else 2)
+    multiplied = config.num_layers * per_layer + config.vocab_size * d
+    seen = {"global": (length + 1) / 2}
+    if config.window is not None:
+        w = min(config.window, length)
+        seen["sliding"] = (w * (w + 1) / 2 + (length - w) * w) / length
+    attention = sum(4 * n * h * seen[kind] for kind in config.layer_kinds)
+    return 3 * (2 * multiplied + attention)
+
+
+GPT2_124M = TransformerConfig(
+    vocab_size=50257,
+    num_layers=12,
+    embed_dim=768,
+    num_heads=12,
+    max_length=1024,
+    norm="layer",
+    norm_bias=True,
+    positions="learned",
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    activation="gelu",
+    gated=False,
+)
+LLAMA3_8B = TransformerConfig(
+    vocab_size=128256,
+    num_layers=32,
+    embed_dim=4096,
+    num_heads=32,
+    num_kv_heads=8,
+    mlp_dim=14336,
+    max_length=8192,
+    rope=RopeConfig(theta=500_000.0),
+    tied=False,
+    dtype="bfloat16",
+    layers="scanned",
+    remat="full",
+)
+

@@ -1,0 +1,277 @@
+"""The transformer block and the stack of blocks: one configuration for many families.
+
+D embed_dim, N num_heads, K num_kv_heads, H head_dim, F mlp_dim, L num_layers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from genai_jax.nn.attention import attend
+from genai_jax.nn.config import LayerKind, TransformerConfig
+from genai_jax.nn.dropout import dropout
+from genai_jax.nn.linear import Linear
+from genai_jax.nn.mlp import MLP
+from genai_jax.nn.norms import LayerNorm, RMSNorm
+from genai_jax.nn.rope import apply_rope, rope_tables
+from genai_jax.types import PyTree
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of the tokens that one layer has seen."""
+
+    key: Float[Array, "*layers b s k h"]
+    value: Float[Array, "*layers b s k h"]
+
+
+class Surroundings(NamedTuple):
+    """What all layers of one forward pass share.
+
+    Attributes:
+        rope: cos and sin by kind of layer; empty where positions are not rotary.
+        segment_ids: Number of the document of each token; None for one document a row.
+        attention_mask: By kind of layer, which cache slots each token may see; None in training.
+        cache_index: First cache slot to write, one a row; None without a cache.
+        dropout_keys: One key a row; None switches dropout off.
+    """
+
+    rope: dict[str, tuple[Array, Array]]
+    segment_ids: Int[Array, "b t"] | None = None
+    attention_mask: dict[str, Bool[Array, "b t s"]] | None = None
+    cache_index: Int[Array, "b"] | None = None
+    dropout_keys: PRNGKeyArray | None = None
+
+
+def make_norm(config: TransformerConfig, dim: int) -> LayerNorm | RMSNorm:
+    """Build the normalisation that the configuration names, over `dim` elements."""
+    dtype = config.param_dtype
+    if config.norm == "layer":
+        return LayerNorm(dim, eps=config.norm_eps, use_bias=config.norm_bias, param_dtype=dtype)
+    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, param_dtype=dtype)
+
+
+def make_rope(
+    config: TransformerConfig, positions: Int[Array, "b t"]
+) -> dict[str, tuple[Array, Array]]:
+    """Compute the rotary tables of every kind of layer that the model has."""
+    if config.positions != "rope":
+        return {}
+    ropes = {"global": config.rope, "sliding": config.local_rope or config.rope}
+    kinds = sorted(set(config.layer_kinds))
+    return {kind: rope_tables(ropes[kind], config.head_size, positions) for kind in kinds}
+
+
+class Attention(nnx.Module):
+    """Self-attention with grouped heads, rotary positions and a cache."""
+
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray):
+        """Draw the four projections."""
+        self.config = config
+        d, n, k, h = config.embed_dim, config.num_heads, config.kv_heads, config.head_size
+        keys = jax.random.split(key, 4)
+        inner: dict[str, Any] = {"init_std": config.init_std, "param_dtype": config.param_dtype}
+        self.query = Linear((d,), (n, h), keys[0], use_bias=config.qkv_bias, **inner)
+        self.key = Linear((d,), (k, h), keys[1], use_bias=config.qkv_bias, **inner)
+        self.value = Linear((d,), (k, h), keys[2], use_bias=config.qkv_bias, **inner)
+        self.output = Linear(
+            (n, h),
+            (d,),
+            keys[3],
+            use_bias=config.output_bias,
+            init_std=config.output_std,
+            param_dtype=config.param_dtype,
+        )
+        self.query_norm = make_norm(config, h) if config.qk_norm else None
+        self.key_norm = make_norm(config, h) if config.qk_norm else None
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        kind: LayerKind,
+        around: Surroundings,
+        cache: KeyValues | None = None,
+        dropout_keys: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b t d"], KeyValues | None]:
+        """Attend; with a cache, write the new keys and values into it first."""
+        config = self.config
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if around.rope:
+            query = apply_rope(query, around.rope[kind])
+            key = apply_rope(key, around.rope[kind])
+        attention_mask = None
+        if cache is not None:
+            assert around.cache_index is not None and around.attention_mask is not None
+            cache = KeyValues(
+                _write(cache.key, key, around.cache_index),
+                _write(cache.value, value, around.cache_index),
+            )
+            key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
+            attention_mask = around.attention_mask[kind]
+        mixed = attend(
+            query,
+            key,
+            value,
+            scale=config.query_scale,
+            window=config.window if kind == "sliding" and cache is None else None,
+            softcap=config.attention_softcap,
+            segment_ids=around.segment_ids if cache is None else None,
+            attention_mask=attention_mask,
+            dropout_keys=dropout_keys,
+            dropout_rate=config.attention_dropout,
+            implementation="auto" if cache is not None else config.attention,
+        )
+        return self.output(mixed), cache
+
+
+def _write(
+    slots: Float[Array, "b s k h"], new: Float[Array, "b t k h"], index: Int[Array, "b"]
+) -> Float[Array, "b s k h"]:
+    """Put t tokens into each row's slots from its index on."""
+    return jax.vmap(
+        lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x.astype(row.dtype), i, 0)
+    )(slots, new, index)
+
+
+class Block(nnx.Module):
+    r"""One layer: $x \mathrel{+}= \mathrm{attention}$, then $x \mathrel{+}= \mathrm{mlp}$.
+
+    Each branch reads a normalised copy of the residual (pre-norm); with `post_norms` its result is
+    normalised again before it is added (Gemma 2, arXiv:2408.00118, section 2).
+    """
+
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray):
+        """Draw the parameters of a layer; every kind of layer has the same ones."""
+        attention_key, mlp_key = jax.random.split(key)
+        d = config.embed_dim
+        self.config = config
+        self.attention_norm = make_norm(config, d)
+        self.attention = Attention(config, attention_key)
+        self.attention_post_norm = make_norm(config, d) if config.post_norms else None
+        self.mlp_norm = make_norm(config, d)
+        self.mlp = MLP(
+            d,
+            config.mlp_size,
+            mlp_key,
+            activation=config.activation,
+            gated=config.gated,
+            use_bias=config.mlp_bias,
+            init_std=config.init_std,
+            output_std=config.output_std,
+            param_dtype=config.param_dtype,
+        )
+        self.mlp_post_norm = make_norm(config, d) if config.post_norms else None
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        kind: LayerKind,
+        around: Surroundings,
+        index: int | Int[Array, ""],
+        cache: KeyValues | None = None,
+    ) -> tuple[Float[Array, "b t d"], KeyValues | None]:
+        """Add both branches to the residual; `index` numbers the layer for dropout's noise."""
+        keys = around.dropout_keys
+        if keys is not None:
+            keys = jax.vmap(lambda row: jax.random.fold_in(row, index))(keys)
+        rate = self.config.dropout
+
+        branch, cache = self.attention(self.attention_norm(x), kind, around, cache, keys)
+        if self.attention_post_norm is not None:
+            branch = self.attention_post_norm(branch)
+        x = x + (dropout(branch, keys, rate, place=0) if keys is not None else branch)
+
+        branch = self.mlp(self.mlp_norm(x))
+        if self.mlp_post_norm is not None:
+            branch = self.mlp_post_norm(branch)
+        return x + (dropout(branch, keys, rate, place=1) if keys is not None else branch), cache
+
+
+def make_layers(config: TransformerConfig, key: PRNGKeyArray) -> PyTree:
+    """Draw all layers: a list of blocks, or one block whose parameters have a leading layer axis.
+
+    Both hold the same numbers.
+    """
+    keys = jax.random.split(key, config.num_layers)
+    if config.layers == "scanned":
+        return jax.vmap(lambda k: Block(config, k))(keys)
+    return nnx.List([Block(config, k) for k in keys])
+
+
+_REMAT: dict[str, Callable[..., Any] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def apply_layers(
+    config: TransformerConfig,
+    layers: PyTree,
+    x: Float[Array, "b t d"],
+    around: Surroundings,
+    caches: PyTree = None,
+) -> tuple[Float[Array, "b t d"], PyTree]:
+    """Run the stack of blocks.
+
+    A scanned stack whose layers are of several kinds is scanned over whole cycles of the pattern;
+    the layers that are left over are unrolled. Its caches are stacked as its parameters are.
+
+    Args:
+        config: Pattern of kinds, storage, rematerialisation.
+        layers: What `make_layers` made.
+        x: Embedded tokens.
+        around: What the layers share.
+        caches: None; or one `KeyValues` a layer; or, scanned, one with a leading layer axis.
+
+    Returns:
+        The residual after the last layer, and the new caches.
+    """
+
+    def run(block: Block, x: Array, index: Any, cache: Any, kind: LayerKind) -> tuple[Array, Any]:
+        return block(x, kind, around, index, cache)
+
+    if config.remat != "none":
+        # Inside a scan there is nothing to merge with, so that the barrier would only cost.
+        run = jax.checkpoint(
+            run,
+            policy=_REMAT[config.remat],
+            prevent_cse=config.layers == "unrolled",
+            static_argnums=(4,),
+        )
+    kinds = config.layer_kinds
+    if config.layers == "unrolled":
+        new = []
+        for i, block in enumerate(layers):
+            x, cache = run(block, x, i, None if caches is None else caches[i], kinds[i])
+            new.append(cache)
+        return x, None if caches is None else tuple(new)
+
+    pattern = config.layer_pattern
+    cycles = config.num_layers // len(pattern)
+    in_cycles = cycles * len(pattern)
+    stack = (layers, jnp.arange(config.num_layers), caches)
+
+    def cycle(x: Array, slices: Any) -> tuple[Array, Any]:
+        new = []
+        for i, kind in enumerate(pattern):
+            block, index, cache = jax.tree.map(lambda leaf, i=i: leaf[i], slices)
+            x, cache = run(block, x, index, cache, kind)
+            new.append(cache)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+
+    folded = jax.tree.map(
+        lambda leaf: leaf[:in_cycles].reshape(cycles, len(pattern), *leaf.shape[1:]), stack
+    )
+    x, new = jax.lax.scan(cycle, x, folded)
+    pieces = [jax.tree.map(lambda leaf: leaf.reshape(in_cycles, *leaf.shape[2:]), new)]
+    for i in range(in_cycles, config.num_layers):
+        block, index, cache = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+        x, cache = run(block, x, index, cache, kinds[i])
+        pieces.append(jax.tree.map(lambda leaf: leaf[None], cache))
+    return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
+
