@@ -1,0 +1,1 @@
+"""Text as rows and batches: sources, tokenizers, packing and loading."""

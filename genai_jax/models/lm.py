@@ -154,9 +154,7 @@ class LanguageModel(nnx.Module):
         around = Surroundings(
             make_rope(config, positions), attention_mask=masks, cache_index=positions[:, 0]
         )
-        x, cache = apply_layers(
-            config, self.layers, self.embed(tokens, positions), around, cache
-        )
+        x, cache = apply_layers(config, self.layers, self.embed(tokens, positions), around, cache)
         return self.final_norm(x), cache
 
 
@@ -252,4 +250,3 @@ LLAMA3_8B = TransformerConfig(
     layers="scanned",
     remat="full",
 )
-

@@ -53,12 +53,14 @@ class MLP(nnx.Module):
     ):
         """Draw the kernels; `output_std` is the width of the projection back to the residual."""
         gate_key, up_key, down_key = jax.random.split(key, 3)
-        inner: dict[str, Any] = {"use_bias": use_bias, "init_std": init_std, "param_dtype": param_dtype}
+        inner: dict[str, Any] = {
+            "use_bias": use_bias,
+            "init_std": init_std,
+            "param_dtype": param_dtype,
+        }
         self.gate = Linear((embed_dim,), (mlp_dim,), gate_key, **inner) if gated else None
         self.up = Linear((embed_dim,), (mlp_dim,), up_key, **inner)
-        self.down = Linear(
-            (mlp_dim,), (embed_dim,), down_key, **(inner | {"init_std": output_std})
-        )
+        self.down = Linear((mlp_dim,), (embed_dim,), down_key, **(inner | {"init_std": output_std}))
         self.activation: Activation = activation
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:

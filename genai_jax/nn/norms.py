@@ -38,7 +38,9 @@ class RMSNorm(nnx.Module):
     Reference: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467, eq. 4.
     """
 
-    def __init__(self, dim: int, *, eps: float, offset: float = 0.0, param_dtype: jax.typing.DTypeLike):
+    def __init__(
+        self, dim: int, *, eps: float, offset: float = 0.0, param_dtype: jax.typing.DTypeLike
+    ):
         """Start from a total scale of one."""
         self.scale = nnx.Param(jnp.full((dim,), 1.0 - offset, param_dtype))
         self.eps = eps

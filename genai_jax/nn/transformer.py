@@ -274,4 +274,3 @@ def apply_layers(
         x, cache = run(block, x, index, cache, kinds[i])
         pieces.append(jax.tree.map(lambda leaf: leaf[None], cache))
     return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
-

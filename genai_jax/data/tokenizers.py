@@ -1,0 +1,356 @@
+"""Tokenizers: bytes, characters, and two kinds of subwords. All of them are lossless.
+
+`decode(encode(text)) == text` for every text that a tokenizer encodes at all, to the last space and
+newline; so bits per byte can be compared between them, and a corpus can be read back from tokens.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+Kind = Literal["bytes", "characters", "bpe", "unigram"]
+Ids = Int32[np.ndarray, " n"]
+
+_DESCRIPTION = "tokenizer.json"
+_MODEL = "tokenizer.model"
+_SPACE = "\u2581"  # stands for a space inside of SentencePiece
+_EOT = "<|endoftext|>"
+# The time of SentencePiece's BPE grows faster than the length of the text.
+_SEGMENT_CHARACTERS = 1 << 14
+_SENTENCE_CHARACTERS = 4000
+# Text that is enough to train on, in characters for each piece of the vocabulary.
+_TRAINING_CHARACTERS = {"bpe": 4000, "unigram": 500}
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What every tokenizer has.
+
+    Attributes:
+        kind: Its name in `train_tokenizer`.
+        vocab_size: Number of ids, 0 ... vocab_size - 1.
+        eot_id: The id that stands between documents, which no text encodes to; None if there is
+            none, since the text is one.
+        digest: SHA-256 of all that determines the ids, in hexadecimal.
+    """
+
+    kind: str
+    vocab_size: int
+    eot_id: int | None
+    digest: str
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into ids."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Turn texts into ids: the same as `encode` of each, but faster."""
+        ...
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Turn ids into the bytes that they stand for; `eot_id` stands for none."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Turn ids into text; what is not UTF-8 (half a character) becomes U+FFFD."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder, for `load_tokenizer`."""
+        ...
+
+
+class _TableTokenizer:
+    """What follows from a table of the bytes that each id stands for."""
+
+    kind: str
+    digest: str
+
+    def __init__(self, pieces: Sequence[bytes], eot_id: int | None) -> None:
+        self._pieces = tuple(pieces)
+        self.vocab_size = len(self._pieces)
+        self.eot_id = eot_id
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into ids."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Turn texts into ids."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Turn ids into the bytes that they stand for."""
+        return b"".join(map(self._pieces.__getitem__, np.asarray(ids).tolist()))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Turn ids into text."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def _save(self, folder: Path, **description: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"kind": self.kind, **description}, ensure_ascii=True)
+        (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+class ByteTokenizer(_TableTokenizer):
+    """The 256 bytes of UTF-8 as ids 0 ... 255, and 256 for the end of a document, if any."""
+
+    kind = "bytes"
+
+    def __init__(self, *, end_of_text: bool = True) -> None:
+        eot = [b""] if end_of_text else []
+        super().__init__([bytes([i]) for i in range(256)] + eot, 256 if end_of_text else None)
+        self.digest = _digest(self.kind, self.eot_id)
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into the bytes of its UTF-8."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder."""
+        self._save(folder, end_of_text=self.eot_id is not None)
+
+
+class CharacterTokenizer(_TableTokenizer):
+    """The characters of a text, sorted, as ids; the last id ends a document, if there are any.
+
+    A character that the text does not hold cannot be encoded; that is an error.
+    """
+
+    kind = "characters"
+
+    def __init__(self, characters: str, *, end_of_text: bool = True) -> None:
+        if not characters or list(characters) != sorted(set(characters)):
+            raise ValueError(
+                "`characters` must be distinct, sorted and at least one; got "
+                f"{characters[:20]!r}. Train on a text that is not empty."
+            )
+        eot = [b""] if end_of_text else []
+        eot_id = len(characters) if end_of_text else None
+        super().__init__([c.encode("utf-8") for c in characters] + eot, eot_id)
+        self.characters = characters
+        self._points = np.array([ord(c) for c in characters], np.uint32)
+        self.digest = _digest(self.kind, characters, self.eot_id)
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into ids, one for each character.
+
+        Raises:
+            ValueError: If it holds a character that the vocabulary lacks.
+        """
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        ids = np.minimum(np.searchsorted(self._points, points), len(self._points) - 1)
+        unknown = points[self._points[ids] != points]
+        if unknown.size:
+            raise ValueError(
+                f"every character must be one of the {len(self._points)} of the training text; "
+                f"got {chr(unknown[0])!r}. Write without it, or train with another tokenizer "
+                "(bytes or bpe take any text)."
+            )
+        return ids.astype(np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder."""
+        self._save(folder, characters=self.characters, end_of_text=self.eot_id is not None)
+
+
+class SubwordTokenizer(_TableTokenizer):
+    """Pieces of words and runs of spaces, by SentencePiece; other characters are spelt in bytes.
+
+    Nothing is normalised, added or stripped. SentencePiece itself loses one character, U+2581,
+    which it uses for the space; here it is spelt in bytes, like any character without a piece.
+    """
+
+    def __init__(self, model: bytes, kind: Literal["bpe", "unigram"]) -> None:
+        self.kind = kind
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        eot_id = self._processor.eos_id()
+        pieces = list(map(self._bytes_of, range(self._processor.get_piece_size())))
+        super().__init__(pieces, eot_id if eot_id >= 0 else None)
+        self._space_ids = [
+            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()
+        ]
+        self.digest = _digest(kind, hashlib.sha256(model).hexdigest())
+
+    def _bytes_of(self, token: int) -> bytes:
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return b""
+        piece = self._processor.id_to_piece(token)
+        if self._processor.is_byte(token):
+            return bytes([int(piece[1:-1], 16)])
+        return piece.replace(_SPACE, " ").encode("utf-8")
+
+    def encode(self, text: str) -> Ids:
+        """Turn text into ids."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Turn texts into ids, on as many threads as there are cores."""
+        parts = [
+            [list(_cut(run, _SEGMENT_CHARACTERS)) for run in text.split(_SPACE)] for text in texts
+        ]
+        segments = [segment for runs in parts for run in runs for segment in run]
+        threads = min(os.cpu_count() or 1, 16)
+        encoded = iter(self._processor.encode(segments, num_threads=threads) if segments else [])
+        batch = []
+        for runs in parts:
+            ids: list[int] = []
+            for number, run in enumerate(runs):
+                ids += self._space_ids if number else []
+                for _ in run:
+                    ids += next(encoded)
+            batch.append(np.array(ids, np.int32))
+        return batch
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder."""
+        self._save(folder)
+        (folder / _MODEL).write_bytes(self._model)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _cut(text: str, limit: int) -> Iterator[str]:
+    """Cut text into parts of at most `limit` characters, after a line's end if there is one."""
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start, start + limit) + 1
+        end = end if end > start else start + limit
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def train_tokenizer(
+    kind: Kind, documents: Iterable[str], vocab_size: int, *, end_of_text: bool = True
+) -> Tokenizer:
+    """Make a tokenizer from text; the same text gives the same tokenizer.
+
+    Args:
+        kind: `bytes`; `characters`; `bpe` or `unigram` subwords (T. Kudo and J. Richardson,
+            arXiv:1808.06226).
+        documents: The text to train on. Subwords are trained on a sample of a long text, which is
+            chosen by the hash of its parts.
+        vocab_size: Number of ids of `bpe` and `unigram`; other kinds have what they need.
+        end_of_text: Whether there is an id that ends a document.
+
+    Raises:
+        ValueError: If the text is too short, or too rich, for the vocabulary.
+    """
+    if kind == "bytes":
+        return ByteTokenizer(end_of_text=end_of_text)
+    if kind == "characters":
+        characters: set[str] = set()
+        for text in documents:
+            characters.update(text)
+        return CharacterTokenizer("".join(sorted(characters)), end_of_text=end_of_text)
+    sentences = _sample(documents, _TRAINING_CHARACTERS[kind] * vocab_size)
+    if not sentences:
+        raise ValueError("a tokenizer must be trained on some text; got none.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            # Lossless: the text as it is, and bytes for characters that have no piece.
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            # Code is full of indentation and of numbers that mean nothing as a whole.
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentencepiece_length=24,
+            max_sentence_length=4 * _SENTENCE_CHARACTERS,
+            unk_id=0,
+            eos_id=1 if end_of_text else -1,
+            eos_piece=_EOT,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(_training_fault(kind, vocab_size, str(error))) from error
+    return SubwordTokenizer(model.getvalue(), kind)
+
+
+def _sample(documents: Iterable[str], characters: int) -> list[str]:
+    """A part of the text of about that many characters, in an order that depends on it alone."""
+    sentences: list[tuple[bytes, str]] = []
+    kept = 0
+    for text in documents:
+        for sentence in _cut(text, _SENTENCE_CHARACTERS):
+            order = hashlib.blake2b(sentence.encode("utf-8"), digest_size=8).digest()
+            sentences.append((order, sentence))
+            kept += len(sentence)
+        if kept > 2 * characters:  # forget what cannot be in the sample any more
+            sentences, kept = _first(sentences, characters)
+    return [sentence for _, sentence in _first(sentences, characters)[0]]
+
+
+def _first(
+    sentences: list[tuple[bytes, str]], characters: int
+) -> tuple[list[tuple[bytes, str]], int]:
+    """Those that come first by their hashes, until they are enough."""
+    kept: list[tuple[bytes, str]] = []
+    total = 0
+    for pair in sorted(sentences):
+        if total >= characters:
+            break
+        kept.append(pair)
+        total += len(pair[1])
+    return kept, total
+
+
+def _training_fault(kind: str, vocab_size: int, message: str) -> str:
+    """Put a refusal of SentencePiece into words about our arguments."""
+    if most := re.search(r"value <= (\d+)", message):
+        rule = "must be at most what the text supports"
+        fix = f"Choose at most {most[1]}, give more text, or use the tokenizer bytes."
+    elif least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        rule = "must hold 256 bytes and the text's common characters"
+        fix = f"Choose at least {least[1]}, or use the tokenizer bytes."
+    else:
+        rule, fix = f"does not suit the text ({message})", "Choose another size."
+    return f"`vocab_size` of the {kind} tokenizer {rule}; got {vocab_size}. {fix}"
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer that `Tokenizer.save` wrote into a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is of a kind that this version does not know.
+    """
+    path = folder / _DESCRIPTION
+    if not path.exists():
+        raise FileNotFoundError(
+            f"a folder of a tokenizer must hold {_DESCRIPTION}; {folder} does not. "
+            "Give the folder that `save` was given."
+        )
+    description = json.loads(path.read_text(encoding="utf-8"))
+    kind = description.pop("kind")
+    if kind == "bytes":
+        return ByteTokenizer(**description)
+    if kind == "characters":
+        return CharacterTokenizer(**description)
+    if kind in ("bpe", "unigram"):
+        return SubwordTokenizer((folder / _MODEL).read_bytes(), kind)
+    raise ValueError(f"{path}: `kind` must be bytes, characters, bpe or unigram; got {kind!r}.")

@@ -1,0 +1,69 @@
+"""The train state: all that a step changes, as one pytree."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from genai_jax.parallel.sharding import shardings_for
+from genai_jax.types import Array, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step takes and returns.
+
+    Attributes:
+        step: Number of completed updates, int32.
+        model: The parameters.
+        opt_state: The optimizer's state.
+        ema: Moving average of the parameters, or None.
+        context: Whatever else the objective reads (a frozen reference, a coefficient), or None.
+    """
+
+    step: Array
+    model: PyTree
+    opt_state: PyTree
+    ema: PyTree = None
+    context: PyTree = None
+
+
+def init_state(
+    init_model: Callable[[], PyTree],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Sequence[tuple[str, PartitionSpec]],
+    *,
+    ema: bool = False,
+    context: PyTree = None,
+) -> TrainState:
+    """Make the first state in place: every device draws its own part, and no host holds it all.
+
+    Args:
+        init_model: Draws the model; traced.
+        optimizer: Whose state begins.
+        mesh: The devices.
+        rules: Sharding rules by parameter name; the optimizer's state and the average follow.
+        ema: Whether to keep a moving average.
+        context: What else the objective reads.
+    """
+
+    def init() -> TrainState:
+        model = init_model()
+        average = jax.tree.map(jnp.copy, model) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model), average, context)
+
+    shardings = shardings_for(jax.eval_shape(init), mesh, rules)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_like(state: TrainState) -> Any:
+    """Describe a state (shapes, dtypes, shardings) without holding it."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )

@@ -1,0 +1,208 @@
+"""The train step: gradient, accumulate, clip, update, average. One for every model and objective.
+
+Rows are dealt out over the mesh. The axis `data` is manual (`jax.shard_map`): each of its members
+sums the gradient of its own rows over all microbatches, and one reduction ends it. The axis `fsdp`
+is the compiler's: it gathers parameters where they are used and scatters gradients where they are
+made.
+"""
+
+from collections.abc import Callable
+from zlib import crc32
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from genai_jax.parallel.sharding import replicated
+from genai_jax.training.ema import EMAConfig, ema_decay, ema_update
+from genai_jax.training.state import TrainState
+from genai_jax.types import Array, Batch, Metrics, Objective, PyTree, Terms
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def row_keys(seed: int, step: Array | int, rows: int, purpose: str = "train") -> Array:
+    """Give every row of the global batch its key, whatever the devices and the microbatches.
+
+    Args:
+        seed: Of the run.
+        step: Number of completed updates.
+        rows: B.
+        purpose: What the noise is for; other purposes give other keys.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    key = jax.random.fold_in(key, crc32(purpose.encode()))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """Cut a batch into microbatches, `[parts, B / parts, ...]`: row i goes to part i mod `parts`.
+
+    So every device keeps its own rows.
+    """
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+
+def loss_of(terms: Terms, totals: dict[str, Array]) -> Array:
+    r"""Combine terms as $\sum_k c_k \cdot sum_k / total_k$; a total of zero counts as one."""
+    return sum(
+        (
+            term.coefficient * term.sum / jnp.where(totals[name] == 0, 1, totals[name])
+            for name, term in terms.items()
+            if term.coefficient
+        ),
+        start=jnp.zeros((), jnp.float32),
+    )
+
+
+def global_gradients(
+    objective: Objective,
+    model: PyTree,
+    batch: Batch,
+    context: PyTree,
+    microbatches: int,
+    over_data: Callable[[PyTree], PyTree],
+) -> tuple[PyTree, Metrics]:
+    """Sum gradients and metrics over the microbatches of these rows, then `over_data`.
+
+    Weights depend on the batch alone: their totals over the global batch come first, so that each
+    microbatch can divide by them at once and the cut changes nothing.
+    """
+    parts = split_rows(batch, microbatches)
+
+    def weights_of(part: Batch) -> dict[str, Array]:
+        # Whatever else the objective computes here is unused, and the compiler leaves it out.
+        terms = objective(model, part, context)
+        return {name: jax.lax.stop_gradient(term.weight) for name, term in terms.items()}
+
+    totals = over_data(jax.tree.map(jnp.sum, jax.vmap(weights_of)(parts)))
+
+    def loss(model: PyTree, part: Batch) -> tuple[Array, dict[str, Array]]:
+        terms = objective(model, part, context)
+        return loss_of(terms, totals), {name: term.sum for name, term in terms.items()}
+
+    gradients_of = jax.grad(loss, has_aux=True)
+    first = jax.tree.map(lambda x: x[0], parts)
+    if microbatches == 1:
+        summed = gradients_of(model, first)
+    else:
+
+        def add(summed: PyTree, part: Batch) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, summed, gradients_of(model, part)), None
+
+        shapes = jax.eval_shape(gradients_of, model, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        summed, _ = jax.lax.scan(add, zeros, parts)
+    gradients, sums = over_data(summed)
+    return gradients, {name: (sums[name], totals[name]) for name in sums}
+
+
+def make_gradients(
+    objective: Objective, mesh: Mesh, microbatches: int = 1
+) -> Callable[[PyTree, Batch, PyTree], tuple[PyTree, Metrics]]:
+    """Make `(model, batch, context) -> (gradients, metrics)` over a mesh; to be called in `jit`."""
+    members = mesh.shape["data"]
+
+    def over_data(tree: PyTree) -> PyTree:
+        return _reduce(tree, flat=members == mesh.size and jax.default_backend() == "cpu")
+
+    def gradients(model: PyTree, batch: Batch, context: PyTree) -> tuple[PyTree, Metrics]:
+        total = over_data if members > 1 else lambda tree: tree
+        return global_gradients(objective, model, batch, context, microbatches, total)
+
+    if members == 1:
+        return gradients
+    return jax.shard_map(
+        gradients,
+        mesh=mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=P(),
+        axis_names={"data"},
+        check_vma=False,
+    )
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    like: TrainState,
+    *,
+    seed: int,
+    microbatches: int = 1,
+    clip_norm: float | None = 1.0,
+    ema: EMAConfig | None = None,
+) -> TrainStep:
+    r"""Make the jitted step, which donates its state.
+
+    Args:
+        objective: `(model, batch, context) -> Terms`.
+        optimizer: Of Optax, without clipping.
+        mesh: With the axes `data` and `fsdp`.
+        like: The state that it will be given, or its description: says how the new one is laid
+            out.
+        seed: Of the noise that the rows get.
+        microbatches: How many parts a batch is computed in, one after the other, to save memory;
+            the numbers are those of one part.
+        clip_norm: The gradient is scaled to this global norm where it is longer; None never.
+        ema: How the average of the parameters moves; the state must have one. None has none.
+
+    Returns:
+        `(state, batch) -> (state, metrics)`; metrics are (sum, weight): one for every term of the
+        objective, and `grad_norm`, before clipping.
+
+    Reference: clipping: Pascanu et al., arXiv:1211.5063, algorithm 1.
+    """
+    gradients_of = make_gradients(objective, mesh, microbatches)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        check_rows(rows, mesh, microbatches)
+        batch = batch | {"key": row_keys(seed, state.step, rows)}
+        gradients, metrics = gradients_of(state.model, batch, state.context)
+        norm = optax.global_norm(gradients)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        average = state.ema
+        if ema is not None:
+            average = ema_update(average, model, ema_decay(ema, state.step))
+        metrics |= {"grad_norm": (norm, jnp.ones((), jnp.float32))}
+        return TrainState(state.step + 1, model, opt_state, average, state.context), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def check_rows(rows: int, mesh: Mesh, microbatches: int) -> None:
+    """Refuse a batch that devices and microbatches do not divide.
+
+    Raises:
+        ValueError: Saying which batch would do.
+    """
+    devices = mesh.size
+    if rows % (devices * microbatches):
+        unit = devices * microbatches
+        near = max(unit, round(rows / unit) * unit)
+        raise ValueError(
+            f"`batch_size` must be divisible by devices × microbatches; got {rows} rows, {devices} "
+            f"devices and {microbatches} microbatches. Choose batch_size {near}, or other "
+            "microbatches."
+        )
+
+
+def _reduce(tree: PyTree, *, flat: bool) -> PyTree:
+    """Add up over the axis `data`; `flat`: all leaves in one reduction.
+
+    Accelerators merge small reductions by themselves. The CPU does not, and waits for its slowest
+    device once for each of them.
+    """
+    if not flat:
+        return jax.lax.psum(tree, "data")
+    vector, unravel = jax.flatten_util.ravel_pytree(tree)
+    return unravel(jax.lax.psum(vector, "data"))
