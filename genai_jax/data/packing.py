@@ -6,8 +6,8 @@ The target of a document's last token is the next one's eot. Nothing is padded, 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -19,7 +19,7 @@ Row = dict[str, np.ndarray]
 Tokens = Integer[np.ndarray, " tokens"]
 Numbers = Int64[np.ndarray, " documents"]
 Offsets = Int64[np.ndarray, " offsets"]
-_ROWS_OF_A_SOURCE = 1 << 40  # more than any run reads
+_SHARES = 1_000_000
 
 
 @runtime_checkable
@@ -33,6 +33,24 @@ class Rows(Protocol):
     def __getitem__(self, i: int) -> Row:
         """Make row i."""
         ...
+
+
+class _NumberedRows(grain.MapDataset[Row]):
+    """Random access in Grain's manner: any i >= 0, where numbers beyond an epoch are later ones."""
+
+    def _row(self, i: int) -> Row:
+        raise NotImplementedError
+
+    def __iter__(self) -> Any:
+        """Iterate over one epoch, in this thread."""
+        return map(self._row, range(len(self)))
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.slice(i)
+        if i < 0:
+            raise IndexError(f"rows are numbered from 0 on; got {i}.")
+        return self._row(int(i))
 
 
 class _Circle(NamedTuple):
@@ -71,7 +89,7 @@ class _Circle(NamedTuple):
         }
 
 
-class PackedRows:
+class PackedRows(_NumberedRows):
     """Packed rows of documents, epoch after epoch, each in another order.
 
     An epoch permutes the documents, cuts their circle every T tokens from a phase of its own, and
@@ -100,6 +118,7 @@ class PackedRows:
         Raises:
             ValueError: If all the documents together are shorter than a row.
         """
+        super().__init__()
         self._tokens, self._offsets, self._documents = tokens, offsets, documents
         self._length, self._seed = length, seed
         total = int((offsets[documents + 1] - offsets[documents]).sum())
@@ -119,17 +138,14 @@ class PackedRows:
     def __len__(self) -> int:
         return self._rows
 
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, i: int) -> Row:
-        epoch, number = divmod(_natural(i), self._rows)
+    def _row(self, i: int) -> Row:
+        epoch, number = divmod(i, self._rows)
         circle, phase, rows = self._epoch(epoch)
         start = phase + int(rows[number]) * self._length
         return circle.window(self._tokens, self._offsets, start, self._length)
 
 
-class ContiguousRows:
+class ContiguousRows(_NumberedRows):
     """Windows of one long text, each from a random place (A. Karpathy's nanoGPT samples so)."""
 
     def __init__(self, tokens: Tokens, *, length: int, seed: int) -> None:
@@ -145,16 +161,14 @@ class ContiguousRows:
         """
         if len(tokens) <= length:
             raise ValueError(_too_short("text", len(tokens), length + 1))
+        super().__init__()
         self._tokens, self._length, self._seed = tokens, length, seed
 
     def __len__(self) -> int:
         return len(self._tokens) // self._length
 
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, i: int) -> Row:
-        bits = random_bits(self._seed, "windows", np.array([_natural(i)], np.uint64))[0]
+    def _row(self, i: int) -> Row:
+        bits = random_bits(self._seed, "windows", np.array([i], np.uint64))[0]
         start = int(bits % np.uint64(len(self._tokens) - self._length))
         window = self._tokens[start : start + self._length + 1].astype(np.int32)
         return {
@@ -164,7 +178,7 @@ class ContiguousRows:
         }
 
 
-class WholeRows:
+class WholeRows(_NumberedRows):
     """A split from its beginning to its end, each token predicted once; for validation.
 
     Documents are packed in the order of the cache, the last one's end included; of one long text
@@ -191,6 +205,7 @@ class WholeRows:
         Raises:
             ValueError: If there is nothing to predict.
         """
+        super().__init__()
         self._tokens, self._length, self._offsets = tokens, length, offsets
         self._circle = None
         self._predicted = len(tokens) - 1
@@ -206,11 +221,8 @@ class WholeRows:
     def __len__(self) -> int:
         return -(-self._predicted // self._length)
 
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, i: int) -> Row:
-        start = _natural(i) * self._length
+    def _row(self, i: int) -> Row:
+        start = i * self._length
         counted = start + np.arange(self._length) < self._predicted
         if self._circle is not None and self._offsets is not None:
             row = self._circle.window(self._tokens, self._offsets, start, self._length)
@@ -225,8 +237,8 @@ class WholeRows:
         return {name: np.where(counted, x, x.dtype.type(0)) for name, x in row.items()}
 
 
-class MixedRows:
-    """Rows of several sources in fixed proportions, interleaved evenly; each has its own epochs."""
+class MixedRows(_NumberedRows):
+    """Rows of several sources in exact proportions, interleaved evenly; each has its own epochs."""
 
     def __init__(self, sources: Sequence[Rows], weights: Sequence[float]) -> None:
         """Mix by weight.
@@ -234,27 +246,34 @@ class MixedRows:
         Args:
             sources: Random-access rows.
             weights: Shares of rows; they need not sum to 1.
+
+        Raises:
+            ValueError: If a weight is too small to matter.
         """
-        self._count = sum(map(len, sources))
-        self._mixture = grain.MapDataset.mix(
-            [grain.MapDataset.range(_ROWS_OF_A_SOURCE).map(s.__getitem__) for s in sources],
-            [float(weight) for weight in weights],
-        )
+        super().__init__()
+        self._sources = tuple(sources)
+        # `grain.MapDataset.mix` rounds shares to a percent of the least one; these are exact.
+        self._shares = [round(weight / sum(weights) * _SHARES) for weight in weights]
+        if not all(self._shares):
+            raise ValueError(
+                f"each weight must be at least {1 / _SHARES} of their sum; got {tuple(weights)}. "
+                "Leave out the smallest."
+            )
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._sources))
 
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, i: int) -> Row:
-        return self._mixture[_natural(i)]
-
-
-def _natural(i: int) -> int:
-    if i < 0:
-        raise IndexError(f"rows are numbered from 0 on; got {i}.")
-    return int(i)
+    def _row(self, i: int) -> Row:
+        # Of the first i rows the first source gets its share, rounded up; the others share the
+        # rest in the same way.
+        others = sum(self._shares)
+        for source, share in zip(self._sources, self._shares, strict=True):
+            total, others = others, others - share
+            before, after = i * others // total, (i + 1) * others // total
+            if before == after:
+                return source[i - before]
+            i = before
+        raise AssertionError("the last source gets what is left")
 
 
 def _too_short(what: str, tokens: int, needed: int) -> str:

@@ -32,9 +32,9 @@ class TextConfig:
 
     Attributes:
         path: A text file, a folder or a glob (`books/**/*.txt`) of your own; replaces `sources`.
-        sources: Where the documents come from: stdlib (source of Python's library, 11 MB);
-            reference (Python's manual, 0.5 MB); files:GLOB (plain text, a document a file, or
-            .jsonl, a document a line; also .gz); tfds:NAME[:SPLIT] (a prepared set of
+        sources: Where the documents come from: stdlib (source of Python's library, 12 MB);
+            reference (Python's manual, 0.4 MB); files:GLOB (a document a file or, in JSON lines
+            named *.jsonl, a document a line; also .gz); tfds:NAME[:SPLIT] (a prepared set of
             tensorflow-datasets); synthetic (8 MiB of meaningless words).
         weights: Share of each source in the training rows, in the order of `sources`; none:
             by their sizes.
@@ -288,6 +288,12 @@ def _build(folder: Path, config: TextConfig, tokenizer: Tokenizer | None) -> Non
         texts = (text.decode() for _, text, group in parts if everything or group % 2 == 0)
         tokenizer = train_tokenizer(
             config.tokenizer, texts, config.vocab_size, end_of_text=not survey.contiguous
+        )
+    if tokenizer.eot_id is None and not survey.contiguous:
+        raise ValueError(
+            "documents must be told apart by an end-of-text id; got a "
+            f"{tokenizer.kind} tokenizer without one, of a contiguous text. "
+            "Choose --data.split contiguous, or train another tokenizer."
         )
     write_tokens(
         folder,

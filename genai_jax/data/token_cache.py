@@ -5,11 +5,13 @@ make the same one, either wins. What it should hold is written in it, with check
 is damaged is made again.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from genai_jax.data.tokenizers import Tokenizer, load_tokenizer
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _BATCH_BYTES = 1 << 22
+_STALE_SECONDS = 7 * 24 * 3600
 _CHECKED_BYTES = 1 << 30  # of larger files only the size is checked
 
 
@@ -75,6 +78,7 @@ def open_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
         scratch = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     except OSError as error:
         raise PermissionError(
@@ -88,6 +92,14 @@ def open_folder(root: Path, key: str, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _sweep(root: Path) -> None:
+    """Delete what writers that were killed have left, long ago."""
+    for path in root.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _install(scratch: Path, folder: Path) -> None:

@@ -29,6 +29,7 @@ _SEGMENT_CHARACTERS = 1 << 14
 _SENTENCE_CHARACTERS = 4000
 # Text that is enough to train on, in characters for each piece of the vocabulary.
 _TRAINING_CHARACTERS = {"bpe": 4000, "unigram": 500}
+_MOST_TRAINING_CHARACTERS = 1 << 26
 
 
 @runtime_checkable
@@ -258,7 +259,8 @@ def train_tokenizer(
         for text in documents:
             characters.update(text)
         return CharacterTokenizer("".join(sorted(characters)), end_of_text=end_of_text)
-    sentences = _sample(documents, _TRAINING_CHARACTERS[kind] * vocab_size)
+    enough = min(_TRAINING_CHARACTERS[kind] * vocab_size, _MOST_TRAINING_CHARACTERS)
+    sentences = _sample(documents, enough)
     if not sentences:
         raise ValueError("a tokenizer must be trained on some text; got none.")
     model = io.BytesIO()

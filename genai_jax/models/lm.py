@@ -44,6 +44,8 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, config: TransformerConfig, key: PRNGKeyArray):
         """Draw the parameters; the numbers do not depend on how the layers are stored."""
+        if config.vocab_size < 1:
+            raise ValueError("`vocab_size` must be known; got 0. Take the tokenizer's.")
         token_key, position_key, layer_key, output_key = jax.random.split(key, 4)
         v, d = config.vocab_size, config.embed_dim
         table: dict[str, Any] = {"init_std": config.init_std, "param_dtype": config.param_dtype}
@@ -107,7 +109,7 @@ class LanguageModel(nnx.Module):
         return self.final_norm(x)
 
     def head(self) -> Float[Array, "v d"]:
-        """Return the table of the head: the logits are `hidden @ head().T`, soft-capped."""
+        """Return the head's table W: the logits are $h W^T$, soft-capped."""
         table = self.embedding if self.output is None else self.output
         return table.table[...]
 

@@ -17,7 +17,7 @@ class TransformerConfig:
     """Shape and numerics of a decoder-only transformer.
 
     Attributes:
-        vocab_size: V, number of token ids.
+        vocab_size: V, number of token ids; 0 is to be replaced by the tokenizer's.
         num_layers: L, number of blocks.
         embed_dim: D, width of the residual stream.
         num_heads: N, number of query heads.
@@ -33,7 +33,7 @@ class TransformerConfig:
         qk_norm: Whether queries and keys are normalised a head (Qwen 3, Gemma 3).
         positions: How tokens know where they are: learned (a table), rope (rotation) or none.
         rope: Rotary frequencies.
-        local_rope: Other frequencies for the sliding layers (Gemma 3); None is the same.
+        local_theta: Plain rotary base of the sliding layers (Gemma 3); None: they use `rope` too.
         attention_scale: Factor on the attention logits; None is 1 / sqrt(H).
         qkv_bias: Whether query, key and value have biases.
         output_bias: Whether the output projection of attention has a bias.
@@ -58,7 +58,7 @@ class TransformerConfig:
             layer), dots (all but the results of matrix products).
     """
 
-    vocab_size: int = 256
+    vocab_size: int = 0
     num_layers: int = 4
     embed_dim: int = 128
     num_heads: int = 4
@@ -73,8 +73,8 @@ class TransformerConfig:
     post_norms: bool = False
     qk_norm: bool = False
     positions: Literal["learned", "rope", "none"] = "rope"
-    rope: RopeConfig = RopeConfig()
-    local_rope: RopeConfig | None = None
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    local_theta: float | None = None
     attention_scale: float | None = None
     qkv_bias: bool = False
     output_bias: bool = False
@@ -101,8 +101,8 @@ class TransformerConfig:
         self._check_sizes()
         if "sliding" in self.layer_pattern and self.window is None:
             raise ValueError("A sliding layer needs `window` in tokens; got none. Try 1024.")
-        if self.local_rope is not None and self.positions != "rope":
-            raise ValueError(f"`local_rope` needs positions 'rope'; got {self.positions!r}.")
+        if self.local_theta is not None and self.positions != "rope":
+            raise ValueError(f"`local_theta` needs positions 'rope'; got {self.positions!r}.")
         if not self.layer_pattern:
             raise ValueError("`layer_pattern` names at least one kind; got none. Try ('global',).")
         for name in ("dropout", "attention_dropout"):
@@ -121,7 +121,9 @@ class TransformerConfig:
             raise ValueError("`norm_bias` belongs to layer norms; got it with norm 'rms'.")
 
     def _check_sizes(self) -> None:
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_length"):
+        if self.vocab_size < 0:
+            raise ValueError(f"`vocab_size` must not be negative; got {self.vocab_size}.")
+        for name in ("num_layers", "embed_dim", "num_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
         heads = self.num_heads

@@ -17,7 +17,7 @@ from genai_jax.nn.dropout import dropout
 from genai_jax.nn.linear import Linear
 from genai_jax.nn.mlp import MLP
 from genai_jax.nn.norms import LayerNorm, RMSNorm
-from genai_jax.nn.rope import apply_rope, rope_tables
+from genai_jax.nn.rope import RopeConfig, apply_rope, rope_tables
 from genai_jax.types import PyTree
 
 
@@ -60,7 +60,8 @@ def make_rope(
     """Compute the rotary tables of every kind of layer that the model has."""
     if config.positions != "rope":
         return {}
-    ropes = {"global": config.rope, "sliding": config.local_rope or config.rope}
+    local = config.rope if config.local_theta is None else RopeConfig(theta=config.local_theta)
+    ropes = {"global": config.rope, "sliding": local}
     kinds = sorted(set(config.layer_kinds))
     return {kind: rope_tables(ropes[kind], config.head_size, positions) for kind in kinds}
 

@@ -139,7 +139,7 @@ def _sums(rule: _Rule, hidden: Array, head: Array, targets: Array, mask: Array) 
         new, _ = _chunk_sums(rule, chunk[0], table, *chunk[1:])
         return jax.tree.map(jnp.add, sums, new), None
 
-    chunks = [_split(x, rule.chunk) for x in (hidden, targets, mask)]
+    chunks = tuple(_split(x, rule.chunk) for x in (hidden, targets, mask))
     return jax.lax.scan(step, CrossEntropy(*[jnp.zeros((), jnp.float32)] * 4), chunks)[0]
 
 
@@ -166,7 +166,7 @@ def _sums_forward(  # type: ignore[no-untyped-def]
         new, hidden_grad, head_grad = gradients(*chunk)
         return (jax.tree.map(jnp.add, sums, new), total_head_grad + head_grad), hidden_grad
 
-    chunks = [_split(x, rule.chunk) for x in (hidden, targets, mask)]
+    chunks = tuple(_split(x, rule.chunk) for x in (hidden, targets, mask))
     start = (
         CrossEntropy(*[jnp.zeros((), jnp.float32)] * 4),
         jnp.zeros(head.shape, jnp.float32),

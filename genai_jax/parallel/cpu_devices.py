@@ -5,16 +5,14 @@ step's time was measured (benchmarks/README.md).
 """
 
 import os
-import sys
 
 import jax
 
 
 def usable_cores() -> int:
     """Count the cores that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container may have fewer
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def split_cpu(devices: int | None = None) -> int | None:

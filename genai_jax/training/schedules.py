@@ -79,7 +79,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
         ValueError: If the warm-up does not end before the fall begins.
 
     Reference: Loshchilov and Hutter, "SGDR", arXiv:1608.03983, eq. 5 (cosine); nanoGPT's
-    `get_lr` (warm-up); Hägele et al., arXiv:2405.18392, section 3 (wsd).
+    `get_lr` (warm-up); Hägele et al., arXiv:2405.18392 (wsd, with their "1-sqrt" cooldown).
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1; got {steps}. Choose how long to train.")

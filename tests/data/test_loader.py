@@ -108,21 +108,19 @@ def test_a_host_makes_only_its_own_rows(monkeypatch):
         return {d: held[d] for d in list(held)[4:]}
 
     monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", second_half)
-    rows = Numbered()
-    loader = Loader(rows, 16, sharding=sharding, prefetch=0)
-    assert loader._local.tolist() == list(range(8, 16))
     placed = {}
-    monkeypatch.setattr(
-        jax,
-        "make_array_from_callback",
-        lambda shape, _, shard: placed.setdefault(
-            shape, [shard((slice(8, 10), *[slice(None)] * (len(shape) - 1)))]
-        ),
-    )
-    loader.batch(3)
-    loader.close()
+
+    def make_array(shape, _, shard):
+        placed[len(shape)] = shard((slice(8, 10), *[slice(None)] * (len(shape) - 1)))
+        return jax.numpy.zeros(shape)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make_array)
+    rows = Numbered()
+    with Loader(rows, 16, sharding=sharding, prefetch=0) as loader:
+        loader.batch(3)
     assert sorted(rows.made) == list(range(3 * 16 + 8, 4 * 16))
-    np.testing.assert_array_equal(placed[16, 4][0][:, 0], [10 * (48 + 8), 10 * (48 + 9)])
+    np.testing.assert_array_equal(placed[1], [48 + 8, 48 + 9])
+    np.testing.assert_array_equal(placed[2][:, 0], [10 * (48 + 8), 10 * (48 + 9)])
 
 
 def test_devices_must_divide_the_batch():
@@ -154,11 +152,13 @@ def test_an_error_arrives_at_its_own_step_and_close_ends_all_threads():
     assert not loader_threads()
 
 
-def test_leaving_by_an_exception_ends_all_threads():
-    with pytest.raises(KeyboardInterrupt), Loader(Numbered(delay=0.01), 4, prefetch=8) as loader:
+def test_leaving_by_an_exception_ends_all_threads_and_forgets_what_was_asked_for():
+    rows = Numbered(delay=0.02)
+    with pytest.raises(KeyboardInterrupt), Loader(rows, 4, prefetch=50) as loader:
         loader.batch(0)
         raise KeyboardInterrupt
     assert not loader_threads()
+    assert len(rows.made) < 4 * 51
 
 
 def test_a_process_that_never_closes_it_ends_all_the_same():

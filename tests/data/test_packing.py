@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_jax.data.packing import ContiguousRows, MixedRows, PackedRows, WholeRows
@@ -151,11 +151,22 @@ def test_epochs_differ_in_their_order_and_in_their_cuts():
         for epoch in range(3)
     ]
     assert len({row for epoch in epochs for row in epoch}) > 2.5 * len(rows)
-    # Rows are permuted too: windows of a long document do not come in a row.
+    # Documents have other neighbours in each of them.
+    neighbours = [
+        {row[k - 1 : k + 2] for row in epoch for k in range(1, 15) if row[k] == EOT}
+        for epoch in epochs
+    ]
+    for one, another in itertools.combinations(neighbours, 2):
+        assert len(one) > 15 and len(one & another) < 5
+
+
+def test_windows_of_a_long_document_do_not_follow_each_other():
     tokens, offsets = make_documents(1600)
     rows = PackedRows(tokens, offsets, everyone(offsets), length=16, seed=0)
-    starts = [rows[i]["tokens"][-1] for i in range(len(rows))]
-    assert starts != sorted(starts)
+    for epoch in range(2):
+        windows = [rows[epoch * len(rows) + i] for i in range(len(rows))]
+        follow = [a["targets"][-1] == b["tokens"][0] for a, b in itertools.pairwise(windows)]
+        assert np.mean(follow) < 0.1
 
 
 def test_only_the_chosen_documents_are_read():
@@ -235,15 +246,17 @@ class Constant:
         return {"source": np.array(self.name), "number": np.array(i)}
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4))
 def test_mixtures_keep_proportions_and_leave_no_row_out(weights):
-    mixed = MixedRows([Constant(k, 5) for k in range(len(weights))], weights)
-    count = 40 * sum(weights)
+    sources = [Constant(k, 5) for k in range(len(weights))]
+    mixed = MixedRows(sources, [float(weight) for weight in weights])
+    count = 10 * sum(weights)
     rows = [mixed[i] for i in range(count)]
     assert len(mixed) == 5 * len(weights)
     for source, weight in enumerate(weights):
         numbers = [int(row["number"]) for row in rows if row["source"] == source]
-        assert abs(len(numbers) - 40 * weight) <= 2
+        assert abs(len(numbers) - 10 * weight) <= 1
         assert numbers == list(range(len(numbers)))
 
 
@@ -253,4 +266,17 @@ def test_mixtures_are_even_and_random_access():
         share = np.mean([int(mixed[i]["source"]) for i in range(start, start + 100)])
         assert abs(share - 0.25) <= 0.02
     far = mixed[10**9]
-    assert abs(int(far["number"]) / 10**9 - (0.25 if far["source"] else 0.75)) < 1e-3
+    assert abs(int(far["number"]) / 10**9 - (0.25 if far["source"] else 0.75)) < 1e-6
+    with pytest.raises(ValueError, match=r"at least 1e-06 of their sum; got \(1\.0, 1e-09\)"):
+        MixedRows([Constant(0, 5), Constant(1, 5)], [1.0, 1e-9])
+
+
+def test_rows_are_grain_datasets():
+    tokens, offsets = make_documents(*range(1, 40))
+    rows = PackedRows(tokens, offsets, everyone(offsets), length=16, seed=0)
+    last = rows.map(lambda row: {"last": row["targets"][-1]})
+    epochs = last.repeat().batch(4)
+    expected = [int(rows[i]["targets"][-1]) for i in range(3 * len(rows))]
+    for step in range(3 * len(rows) // 4):
+        assert epochs[step]["last"].tolist() == expected[4 * step : 4 * step + 4]
+    assert [int(row["last"]) for row in last[5:9]] == expected[5:9]

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from genai_jax.paths import map_named, named_leaves
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer, orthogonalize
+from genai_jax.training.storage import to_storage
 
 STEPS = 4
 L, V, D, N, H, F = 2, 24, 8, 2, 4, 16
@@ -64,18 +65,6 @@ def schedule(step):
     return 0.1 / (1 + step)
 
 
-def stored(tree):
-    """Stack `layers/<i>/rest` to `layers/rest`."""
-    groups = {}
-    for name, leaf in sorted(named_leaves(tree)):
-        alone = "layers/" not in name or re.search(r"layers/\d", name) is None
-        groups.setdefault(re.sub(r"layers/\d+", "layers", name), []).append((alone, leaf))
-    return {
-        name: np.asarray(group[0][1] if group[0][0] else np.stack([leaf for _, leaf in group]))
-        for name, group in groups.items()
-    }
-
-
 def train(config, params, gradients):
     """Take a few steps; gradients have a leading axis of steps."""
     optimizer = make_optimizer(config, schedule, decays=decays, muon=muon)
@@ -117,7 +106,7 @@ def runs():
 def test_stacked_layers_are_updated_as_unstacked_ones(runs, name):
     (params, state), (stacked_params, stacked_state) = runs[name, False], runs[name, True]
     for unrolled, scanned in ((params, stacked_params), (state, stacked_state)):
-        unrolled, scanned = stored(unrolled), stored(scanned)
+        unrolled, scanned = to_storage(unrolled), to_storage(scanned)
         assert unrolled.keys() == scanned.keys()
         for leaf in unrolled:
             np.testing.assert_allclose(
@@ -285,7 +274,7 @@ def test_orthogonalize_brings_singular_values_near_one():
     assert not np.any(orthogonalize(jnp.zeros((4, 4)), 5))
 
 
-def test_muon_moves_every_shape_at_the_same_root_mean_square(runs):
+def test_muon_moves_every_shape_at_the_same_root_mean_square():
     for shape in ((16, 16), (16, 64), (64, 16)):
         params = {"layers": [{"kernel": jnp.zeros(shape)}]}
         gradients = jax.tree.map(lambda x: jnp.asarray(normal(0, 1, *x.shape)), params)

@@ -1,0 +1,349 @@
+"""Trains a transformer on text by next-token prediction, and shows what it writes."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import field, replace
+from pathlib import Path
+
+import jax
+
+from genai_jax.command_line import parse_command_line
+from genai_jax.data.loader import Loader
+from genai_jax.data.text import TextConfig, TextData, load_text
+from genai_jax.evaluation.likelihood import make_evaluator
+from genai_jax.models import lm
+from genai_jax.models.lm import LanguageModel
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.objectives.next_token import next_token
+from genai_jax.parallel.cpu_devices import describe_devices, split_cpu
+from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.ema import EMAConfig
+from genai_jax.training.loop import parse_profile_steps, train
+from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.reporting import Reporter, tensorboard_writer, wandb_writer
+from genai_jax.training.run_directory import RunDirectory, RunError, open_run
+from genai_jax.training.schedules import ScheduleConfig, make_schedule
+from genai_jax.training.signals import StopRequest, stop_signals
+from genai_jax.training.state import TrainState, abstract_like, init_state
+from genai_jax.training.step import check_rows, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A run of pre-training.
+
+    Attributes:
+        workdir: Folder of the run; the same command again resumes what is in it.
+        overwrite: Begin anew: delete the run that is in `workdir`.
+        steps: Updates of the parameters in all.
+        batch_size: Rows of an update, over all devices and microbatches.
+        length: T, tokens of a row.
+        microbatches: Parts that a batch is computed in, one after the other, to save memory.
+        seed: Of the parameters, the order of the data, and dropout.
+        model: The transformer.
+        data: The text.
+        optimizer: How a gradient becomes an update.
+        schedule: The learning rate over the run.
+        clip_norm: Longest global norm of a gradient; 0 never clips.
+        z_loss: Weight of the squared log-partition in the loss.
+        ema_decay: Decay of a moving average of the parameters, which is then what is evaluated and
+            sampled; 0 keeps none.
+        fsdp: Devices that parameters and optimizer state are cut over; 1 replicates, -1 is all.
+        cpu_devices: On a CPU, number of devices to make of it; 0 is one a core, as far as they
+            divide the batch.
+        evaluate_every: Steps between two evaluations of the whole validation split; 0: at the end.
+        evaluation_rows: Rows of one call of the evaluation, over all devices.
+        sample_tokens: Tokens of the text that is sampled at each evaluation.
+        prompt: What the sampled text begins with.
+        temperature: Of the sampled text; 0 always takes the likeliest token.
+        save_every: Steps between two checkpoints; 0 saves at the end only.
+        keep: Newest checkpoints to keep.
+        log_every: Steps between two lines on the console.
+        profile_steps: A:B writes a profile of the steps A to B-1 to the run's folder `profile`.
+        tensorboard: Whether to write for TensorBoard (needs the extra `tensorboard`).
+        wandb: Project of Weights & Biases to write to (needs the extra `wandb`); none writes none.
+    """
+
+    workdir: str = "runs/lm_pretrain"
+    overwrite: bool = False
+    steps: int = 2000
+    batch_size: int = 32
+    length: int = 256
+    microbatches: int = 1
+    seed: int = 0
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    data: TextConfig = field(default_factory=TextConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clip_norm: float = 1.0
+    z_loss: float = 0.0
+    ema_decay: float = 0.0
+    fsdp: int = 1
+    cpu_devices: int = 0
+    evaluate_every: int = 500
+    evaluation_rows: int = 32
+    sample_tokens: int = 256
+    prompt: str = ""
+    temperature: float = 0.8
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 50
+    profile_steps: str | None = None
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        for name in ("steps", "batch_size", "length", "microbatches", "evaluation_rows", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if self.length > self.model.max_length:
+            raise ValueError(
+                f"`length` must not exceed `model.max_length`; got {self.length} and "
+                f"{self.model.max_length}. Give --model.max-length {self.length}."
+            )
+        parse_profile_steps(self.profile_steps)
+
+
+OBSERVATIONAL = (
+    *("workdir", "overwrite", "cpu_devices", "keep", "log_every", "profile_steps"),
+    *("tensorboard", "wandb", "data.cache_dir"),
+)
+"""Fields that change nothing in the numbers: they may differ when a run is resumed."""
+
+_NANOGPT = TransformerConfig(
+    num_layers=4,
+    embed_dim=128,
+    num_heads=4,
+    max_length=64,
+    norm="layer",
+    positions="learned",
+    activation="gelu_exact",
+    gated=False,
+)
+_SHAKESPEARE = PretrainConfig(
+    workdir="runs/shakespeare",
+    batch_size=12,
+    length=64,
+    model=_NANOGPT,
+    data=TextConfig(tokenizer="characters", split="contiguous"),
+    optimizer=OptimizerConfig(beta2=0.99),
+    evaluation_rows=96,
+)
+_QUICKSTART = PretrainConfig(
+    workdir="runs/quickstart",
+    model=TransformerConfig(num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512),
+    batch_size=16,
+    steps=1200,
+    schedule=ScheduleConfig(peak=3e-3),
+    prompt="def ",
+)
+_TOKENS_OF_GPT2 = TextConfig(sources=("synthetic",), tokenizer="bytes")
+PRESETS: dict[str, tuple[str, PretrainConfig]] = {
+    "quickstart": ("Python's own source code, minutes on a laptop", _QUICKSTART),
+    "reference": (
+        "the manual that every Python carries, minutes on a laptop",
+        replace(_QUICKSTART, workdir="runs/reference", data=TextConfig(sources=("reference",))),
+    ),
+    "shakespeare": ("nanoGPT's character model for CPUs; give --data.path", _SHAKESPEARE),
+    "shakespeare-gpu": (
+        "nanoGPT's character model for GPUs; give --data.path",
+        replace(
+            _SHAKESPEARE,
+            workdir="runs/shakespeare-gpu",
+            batch_size=64,
+            length=256,
+            steps=5000,
+            evaluate_every=250,
+            model=replace(
+                _NANOGPT,
+                num_layers=6,
+                embed_dim=384,
+                num_heads=6,
+                max_length=256,
+                dropout=0.2,
+                attention_dropout=0.2,
+            ),
+        ),
+    ),
+    "gpt2-124m": (
+        "GPT-2 on an accelerator; meaningless text unless --data is given",
+        PretrainConfig(
+            workdir="runs/gpt2-124m",
+            steps=10_000,
+            batch_size=32,
+            length=1024,
+            model=replace(lm.GPT2_124M, dtype="bfloat16", remat="dots"),
+            data=_TOKENS_OF_GPT2,
+            schedule=ScheduleConfig(peak=6e-4, warmup_steps=700),
+            ema_decay=0.0,
+        ),
+    ),
+    "llama3-8b": (
+        "Llama 3 8B over many accelerators; meaningless text unless --data is given",
+        PretrainConfig(
+            workdir="runs/llama3-8b",
+            steps=10_000,
+            batch_size=256,
+            length=8192,
+            model=lm.LLAMA3_8B,
+            data=_TOKENS_OF_GPT2,
+            schedule=ScheduleConfig(peak=3e-4, warmup_steps=2000),
+            fsdp=-1,
+        ),
+    ),
+}
+
+
+def fit_vocabulary(model: TransformerConfig, tokens: int) -> TransformerConfig:
+    """Give the model the tokenizer's vocabulary, or check that its own is large enough."""
+    if model.vocab_size == 0:
+        return replace(model, vocab_size=tokens)
+    if tokens > model.vocab_size:
+        raise ValueError(
+            f"The model's vocabulary must hold the tokenizer's; got {model.vocab_size} and "
+            f"{tokens} ids. Raise --model.vocab-size (0 fits it) or lower --data.vocab-size."
+        )
+    return model
+
+
+def cpu_devices(config: PretrainConfig) -> int | None:
+    """Choose the number of CPU devices: the most cores that divide both kinds of batch."""
+    if config.cpu_devices:
+        return config.cpu_devices
+    rows = config.batch_size // config.microbatches
+    from genai_jax.parallel.cpu_devices import usable_cores
+
+    return max(
+        n
+        for n in range(1, usable_cores() + 1)
+        if rows % n == 0 and config.evaluation_rows % n == 0
+    )
+
+
+def writers_of(config: PretrainConfig, run: RunDirectory) -> list:
+    """Open TensorBoard and Weights & Biases where they are asked for."""
+    writers = []
+    if config.tensorboard:
+        writers.append(tensorboard_writer(run.folder("tensorboard")))
+    if config.wandb:
+        writers.append(
+            wandb_writer(
+                run.folder("wandb"), project=config.wandb, name=run.path.name, config=run.config
+            )
+        )
+    return writers
+
+
+def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
+    """Train; returns the exit code."""
+    with open_run(
+        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
+    ) as run:
+        data = load_text(config.data, length=config.length, seed=config.seed)
+        print(data.summary, flush=True)
+        run.require_identity({"data": data.content_digest, "tokenizer": data.tokenizer.digest})
+        data.tokenizer.save(run.folder("tokenizer"))
+        return fit(config, run, data, stop)
+
+
+def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopRequest) -> int:
+    """Compose model, objective, optimizer and step, and hand them to the loop."""
+    shape = fit_vocabulary(config.model, data.tokenizer.vocab_size)
+    mesh = make_mesh(config.fsdp)
+    check_rows(config.batch_size, mesh, config.microbatches)
+    objective = functools.partial(next_token, z_loss=config.z_loss)
+    schedule = make_schedule(config.schedule, config.steps)
+    optimizer = make_optimizer(
+        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix
+    )
+    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
+    state = init_state(
+        lambda: LanguageModel(shape, jax.random.key(config.seed)),
+        optimizer,
+        mesh,
+        lm.SHARDING_RULES,
+        ema=ema is not None,
+    )
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        mesh,
+        state,
+        seed=config.seed,
+        microbatches=config.microbatches,
+        clip_norm=config.clip_norm or None,
+        ema=ema,
+    )
+    print(
+        f"model: {sum(x.size for x in jax.tree.leaves(state.model)):,} parameters on "
+        f"{describe_devices()}, mesh {dict(mesh.shape)}",
+        flush=True,
+    )
+    tokens = config.batch_size * config.length
+    reporter = Reporter(
+        run,
+        steps=config.steps,
+        log_every=config.log_every,
+        unit="tokens",
+        units_per_step=tokens,
+        flops_per_step=tokens * lm.flops_per_token(shape, config.length),
+        writers=writers_of(config, run),
+    )
+    checkpoints = Checkpoints(
+        run.folder("checkpoints"), keep=config.keep, provenance=run.provenance()
+    )
+    evaluator = make_evaluator(next_token, mesh, data.validation, config.evaluation_rows)
+    loader = Loader(data.train, config.batch_size, sharding=batch_sharding(mesh))
+    with checkpoints, loader:
+        start, state = checkpoints.restore(abstract_like(state)) or (0, state)
+        state, exit_code = train(
+            state,
+            start,
+            train_step=train_step,
+            next_batch=lambda state, step: loader.batch(step),
+            run=run,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            stop=stop,
+            save_every=config.save_every,
+            evaluate_every=config.evaluate_every,
+            evaluate=make_evaluate(evaluator, data, stop),
+            profile_steps=parse_profile_steps(config.profile_steps),
+            loss_unit="nats per token",
+        )
+    return exit_code
+
+
+def averaged(state: TrainState) -> LanguageModel:
+    """Return what is evaluated and sampled: the moving average where there is one."""
+    return state.model if state.ema is None else state.ema
+
+
+def make_evaluate(
+    evaluator: Callable, data: TextData, stop: StopRequest
+) -> Callable[[TrainState], dict[str, float]]:
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return evaluator(averaged(state), stop.check)
+
+    return evaluate
+
+
+def main() -> int:
+    """Read the command line and run."""
+    config = parse_command_line(PRESETS, description=__doc__ or "")
+    split_cpu(cpu_devices(config))
+    try:
+        with stop_signals() as stop:
+            return run_pretraining(config, stop)
+    except (RunError, ValueError, FileNotFoundError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
