@@ -17,7 +17,7 @@ from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
-from genai_jax.parallel.cpu_devices import describe_devices, split_cpu
+from genai_jax.parallel.cpu_devices import describe_devices, split_cpu, usable_cores
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.checkpoints import Checkpoints
@@ -211,13 +211,19 @@ def fit_vocabulary(model: TransformerConfig, tokens: int) -> TransformerConfig:
     return model
 
 
+def fit_warmup(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
+    """Shorten a warm-up that takes more than half of a short run, and say so."""
+    if schedule.warmup_steps <= steps // 2:
+        return schedule
+    print(f"warm-up shortened to {steps // 2} steps, half of the run", flush=True)
+    return replace(schedule, warmup_steps=steps // 2)
+
+
 def cpu_devices(config: PretrainConfig) -> int | None:
     """Choose the number of CPU devices: the most cores that divide both kinds of batch."""
     if config.cpu_devices:
         return config.cpu_devices
     rows = config.batch_size // config.microbatches
-    from genai_jax.parallel.cpu_devices import usable_cores
-
     return max(
         n
         for n in range(1, usable_cores() + 1)
@@ -257,7 +263,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     mesh = make_mesh(config.fsdp)
     check_rows(config.batch_size, mesh, config.microbatches)
     objective = functools.partial(next_token, z_loss=config.z_loss)
-    schedule = make_schedule(config.schedule, config.steps)
+    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
     optimizer = make_optimizer(
         config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix
     )
@@ -297,7 +303,9 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     checkpoints = Checkpoints(
         run.folder("checkpoints"), keep=config.keep, provenance=run.provenance()
     )
-    evaluator = make_evaluator(next_token, mesh, data.validation, config.evaluation_rows)
+    evaluator = make_evaluator(
+        next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
+    )
     loader = Loader(data.train, config.batch_size, sharding=batch_sharding(mesh))
     with checkpoints, loader:
         start, state = checkpoints.restore(abstract_like(state)) or (0, state)

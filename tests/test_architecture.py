@@ -19,7 +19,7 @@ TREES = ("genai_jax", "experiments", "benchmarks")
 # Imports go only downward: from a later layer to an earlier one, never between siblings.
 LAYERS = (
     {"types"},
-    {"paths"},
+    {"paths", "command_line"},
     {"parallel"},
     {"data", "nn", "diffusion"},
     {"models"},

@@ -100,7 +100,7 @@ def _own_copies(flat: dict[str, Any], tree: PyTree) -> dict[str, Any]:
     """
     borrowed = {id(leaf) for leaf in jax.tree.leaves(tree)}
     return {
-        name: jnp.copy(x) if id(x) in borrowed and x.devices().pop().platform == "cpu" else x
+        name: jnp.copy(x) if id(x) in borrowed and next(iter(x.devices())).platform == "cpu" else x
         for name, x in flat.items()
     }
 

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 from zlib import crc32
 
