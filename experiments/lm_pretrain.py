@@ -2,31 +2,39 @@
 
 import dataclasses
 import functools
+import json
 import sys
-from collections.abc import Callable
 from dataclasses import field, replace
-from pathlib import Path
 
 import jax
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.loader import Loader
 from genai_jax.data.text import TextConfig, TextData, load_text
+from genai_jax.data.tokenizers import Tokenizer
+from genai_jax.decoding.sampling import SamplingConfig
+from genai_jax.decoding.text import stream_text
 from genai_jax.evaluation.likelihood import make_evaluator
+from genai_jax.evaluation.text_report import (
+    describe_likelihood,
+    describe_python_syntax,
+    describe_xz,
+)
 from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
-from genai_jax.parallel.cpu_devices import describe_devices, split_cpu, usable_cores
+from genai_jax.parallel.cpu_devices import cores_that_divide, describe_devices, split_cpu
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.ema import EMAConfig
+from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.loop import parse_profile_steps, train
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
-from genai_jax.training.reporting import Reporter, tensorboard_writer, wandb_writer
+from genai_jax.training.reporting import Reporter, Writer, tensorboard_writer, wandb_writer
 from genai_jax.training.run_directory import RunDirectory, RunError, open_run
-from genai_jax.training.schedules import ScheduleConfig, make_schedule
+from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
 from genai_jax.training.signals import StopRequest, stop_signals
 from genai_jax.training.state import TrainState, abstract_like, init_state
 from genai_jax.training.step import check_rows, make_train_step
@@ -47,7 +55,7 @@ class PretrainConfig:
         model: The transformer.
         data: The text.
         optimizer: How a gradient becomes an update.
-        schedule: The learning rate over the run.
+        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
         clip_norm: Longest global norm of a gradient; 0 never clips.
         z_loss: Weight of the squared log-partition in the loss.
         ema_decay: Decay of a moving average of the parameters, which is then what is evaluated and
@@ -57,9 +65,11 @@ class PretrainConfig:
             divide the batch.
         evaluate_every: Steps between two evaluations of the whole validation split; 0: at the end.
         evaluation_rows: Rows of one call of the evaluation, over all devices.
-        sample_tokens: Tokens of the text that is sampled at each evaluation.
+        sample_tokens: Tokens of the text that is sampled at each evaluation; 0 samples none.
         prompt: What the sampled text begins with.
         temperature: Of the sampled text; 0 always takes the likeliest token.
+        compare_xz: Whether to end with what `xz -9` makes of the held-out text: seconds for
+            megabytes, hours for gigabytes.
         save_every: Steps between two checkpoints; 0 saves at the end only.
         keep: Newest checkpoints to keep.
         log_every: Steps between two lines on the console.
@@ -89,6 +99,7 @@ class PretrainConfig:
     sample_tokens: int = 256
     prompt: str = ""
     temperature: float = 0.8
+    compare_xz: bool = True
     save_every: int = 500
     keep: int = 2
     log_every: int = 50
@@ -115,31 +126,28 @@ OBSERVATIONAL = (
 )
 """Fields that change nothing in the numbers: they may differ when a run is resumed."""
 
-_NANOGPT = TransformerConfig(
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    max_length=64,
-    norm="layer",
-    positions="learned",
-    activation="gelu_exact",
-    gated=False,
-)
+_LINES_SHOWN = 8  # of a sampled text, on the console
+
 _SHAKESPEARE = PretrainConfig(
     workdir="runs/shakespeare",
     batch_size=12,
     length=64,
-    model=_NANOGPT,
+    model=lm.NANOGPT_CPU,
     data=TextConfig(tokenizer="characters", split="contiguous"),
     optimizer=OptimizerConfig(beta2=0.99),
     evaluation_rows=96,
 )
 _QUICKSTART = PretrainConfig(
     workdir="runs/quickstart",
-    model=TransformerConfig(num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512),
+    steps=400,
     batch_size=16,
-    steps=1200,
-    schedule=ScheduleConfig(peak=3e-3),
+    model=TransformerConfig(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, max_length=256),
+    data=TextConfig(vocab_size=2048),
+    optimizer=OptimizerConfig("muon"),
+    schedule=ScheduleConfig(1e-2, "linear", warmup_steps=20, final_fraction=0.0),
+    evaluate_every=100,
+    save_every=100,
+    log_every=20,
     prompt="def ",
 )
 _TOKENS_OF_GPT2 = TextConfig(sources=("synthetic",), tokenizer="bytes")
@@ -147,7 +155,12 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
     "quickstart": ("Python's own source code, minutes on a laptop", _QUICKSTART),
     "reference": (
         "the manual that every Python carries, minutes on a laptop",
-        replace(_QUICKSTART, workdir="runs/reference", data=TextConfig(sources=("reference",))),
+        replace(
+            _QUICKSTART,
+            workdir="runs/reference",
+            data=replace(_QUICKSTART.data, sources=("reference",)),
+            prompt="",
+        ),
     ),
     "shakespeare": ("nanoGPT's character model for CPUs; give --data.path", _SHAKESPEARE),
     "shakespeare-gpu": (
@@ -160,7 +173,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             steps=5000,
             evaluate_every=250,
             model=replace(
-                _NANOGPT,
+                lm.NANOGPT_CPU,
                 num_layers=6,
                 embed_dim=384,
                 num_heads=6,
@@ -180,7 +193,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             model=replace(lm.GPT2_124M, dtype="bfloat16", remat="dots"),
             data=_TOKENS_OF_GPT2,
             schedule=ScheduleConfig(peak=6e-4, warmup_steps=700),
-            ema_decay=0.0,
+            compare_xz=False,
         ),
     ),
     "llama3-8b": (
@@ -194,6 +207,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             data=_TOKENS_OF_GPT2,
             schedule=ScheduleConfig(peak=3e-4, warmup_steps=2000),
             fsdp=-1,
+            compare_xz=False,
         ),
     ),
 }
@@ -211,37 +225,14 @@ def fit_vocabulary(model: TransformerConfig, tokens: int) -> TransformerConfig:
     return model
 
 
-def fit_warmup(schedule: ScheduleConfig, steps: int) -> ScheduleConfig:
-    """Shorten a warm-up that takes more than half of a short run, and say so."""
-    if schedule.warmup_steps <= steps // 2:
-        return schedule
-    print(f"warm-up shortened to {steps // 2} steps, half of the run", flush=True)
-    return replace(schedule, warmup_steps=steps // 2)
-
-
-def cpu_devices(config: PretrainConfig) -> int | None:
-    """Choose the number of CPU devices: the most cores that divide both kinds of batch."""
-    if config.cpu_devices:
-        return config.cpu_devices
-    rows = config.batch_size // config.microbatches
-    return max(
-        n
-        for n in range(1, usable_cores() + 1)
-        if rows % n == 0 and config.evaluation_rows % n == 0
-    )
-
-
-def writers_of(config: PretrainConfig, run: RunDirectory) -> list:
+def writers_of(config: PretrainConfig, run: RunDirectory) -> list[Writer]:
     """Open TensorBoard and Weights & Biases where they are asked for."""
     writers = []
     if config.tensorboard:
         writers.append(tensorboard_writer(run.folder("tensorboard")))
     if config.wandb:
-        writers.append(
-            wandb_writer(
-                run.folder("wandb"), project=config.wandb, name=run.path.name, config=run.config
-            )
-        )
+        folder, name = run.folder("wandb"), run.path.name
+        writers.append(wandb_writer(folder, project=config.wandb, name=name, config=run.config))
     return writers
 
 
@@ -264,9 +255,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     check_rows(config.batch_size, mesh, config.microbatches)
     objective = functools.partial(next_token, z_loss=config.z_loss)
     schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
-    optimizer = make_optimizer(
-        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix
-    )
+    optimizer = make_optimizer(config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix)
     ema = EMAConfig(config.ema_decay) if config.ema_decay else None
     state = init_state(
         lambda: LanguageModel(shape, jax.random.key(config.seed)),
@@ -306,6 +295,15 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     evaluator = make_evaluator(
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return evaluator(state.averaged, stop.check)
+
+    def sample(state: TrainState) -> dict[str, str]:
+        text = sample_text(config, state.averaged, data.tokenizer, stop)
+        reporter.say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
+        return {".txt": text}
+
     loader = Loader(data.train, config.batch_size, sharding=batch_sharding(mesh))
     with checkpoints, loader:
         start, state = checkpoints.restore(abstract_like(state)) or (0, state)
@@ -320,31 +318,65 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
             stop=stop,
             save_every=config.save_every,
             evaluate_every=config.evaluate_every,
-            evaluate=make_evaluate(evaluator, data, stop),
+            evaluate=evaluate,
+            sample=sample if config.sample_tokens else None,
             profile_steps=parse_profile_steps(config.profile_steps),
             loss_unit="nats per token",
         )
+    if exit_code == 0:
+        print(final_report(config, run, data, state.averaged), flush=True)
     return exit_code
 
 
-def averaged(state: TrainState) -> LanguageModel:
-    """Return what is evaluated and sampled: the moving average where there is one."""
-    return state.model if state.ema is None else state.ema
+def sample_text(
+    config: PretrainConfig, model: LanguageModel, tokenizer: Tokenizer, stop: StopRequest
+) -> str:
+    """Write a text: the same noise every time, so that only the parameters differ."""
+    written = stream_text(
+        model,
+        tokenizer,
+        config.prompt,
+        SamplingConfig(config.temperature),
+        max_tokens=config.sample_tokens,
+        seed=config.seed,
+        check=stop.check,
+    )
+    return config.prompt + "".join(written)
 
 
-def make_evaluate(
-    evaluator: Callable, data: TextData, stop: StopRequest
-) -> Callable[[TrainState], dict[str, float]]:
-    def evaluate(state: TrainState) -> dict[str, float]:
-        return evaluator(averaged(state), stop.check)
-
-    return evaluate
+def final_report(
+    config: PretrainConfig, run: RunDirectory, data: TextData, model: LanguageModel
+) -> str:
+    """Say what the run has come to; kept with the run, so that it is computed once."""
+    path = run.folder("samples") / "report.txt"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    last = json.loads(run.metrics.path.read_text(encoding="utf-8").splitlines()[-1])
+    lines = [
+        describe_likelihood(last["val/loss"], last["val/bits_per_byte"], data.validation_bytes)
+    ]
+    if config.compare_xz:
+        lines.append(describe_xz(data))
+    if config.data.all_sources == ("stdlib",):
+        sampling = SamplingConfig(config.temperature)
+        lines.append(
+            describe_python_syntax(
+                model, data, sampling, max_tokens=config.length, seed=config.seed
+            )
+        )
+    lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
+    lines.append(f"more text:     python experiments/lm_sample.py --run {run.path}")
+    text = "\n".join(lines)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, text)
+    return text
 
 
 def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
-    split_cpu(cpu_devices(config))
+    rows = config.batch_size // config.microbatches
+    split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
     try:
         with stop_signals() as stop:
             return run_pretraining(config, stop)

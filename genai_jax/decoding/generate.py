@@ -256,15 +256,11 @@ class Generation:
             self.ended,
         )
 
-    def reason(self, row: int, drawn: Tokens, max_tokens: int) -> Reason:
-        """Say why a row has ended."""
-        raise NotImplementedError
-
 
 def generate(
     model: DecodingModel,
     prompts: Sequence[Tokens],
-    sampling: SamplingConfig | Sequence[SamplingConfig] = SamplingConfig(),
+    sampling: SamplingConfig | Sequence[SamplingConfig],
     *,
     max_tokens: int,
     seed: int | Sequence[int] = 0,
@@ -302,14 +298,11 @@ def generate(
     for row, cut in enumerate(generation.cut):
         tokens = np.concatenate([chunk.tokens[row] for chunk in chunks])
         log_probs = np.concatenate([chunk.log_probs[row] for chunk in chunks])
-        results.append(
-            Generated(tokens, log_probs, reason_of(tokens, max_tokens, stop_ids), cut)
-        )
+        results.append(Generated(tokens, log_probs, _reason(tokens, max_tokens, stop_ids), cut))
     return results
 
 
-def reason_of(tokens: np.ndarray, max_tokens: int, stop_ids: Sequence[int]) -> Reason:
-    """Say why a row ended, from all that it drew."""
+def _reason(tokens: np.ndarray, max_tokens: int, stop_ids: Sequence[int]) -> Reason:
     if len(tokens) and tokens[-1] in stop_ids:
         return "stop"
     return "length" if len(tokens) == max_tokens else "context"

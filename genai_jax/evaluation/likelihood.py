@@ -80,4 +80,3 @@ def make_evaluator(
         return values
 
     return evaluate
-

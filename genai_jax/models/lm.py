@@ -223,6 +223,16 @@ def flops_per_token(config: TransformerConfig, length: int) -> float:
     return 3 * (2 * multiplied + attention)
 
 
+NANOGPT_CPU = TransformerConfig(
+    num_layers=4,
+    embed_dim=128,
+    num_heads=4,
+    max_length=64,
+    norm="layer",
+    positions="learned",
+    activation="gelu_exact",
+    gated=False,
+)
 GPT2_124M = TransformerConfig(
     vocab_size=50257,
     num_layers=12,

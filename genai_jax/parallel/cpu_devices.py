@@ -15,6 +15,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def cores_that_divide(*batches: int) -> int:
+    """Count the most usable cores that divide each of some numbers of rows."""
+    return max(n for n in range(1, usable_cores() + 1) if all(rows % n == 0 for rows in batches))
+
+
 def split_cpu(devices: int | None = None) -> int | None:
     """Have JAX start several CPU devices; call it before anything runs on JAX.
 

@@ -6,6 +6,7 @@ background below a temporary name and renamed when it is whole, so a name made o
 finished checkpoint. Reading checks every array against the manifest.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -112,6 +113,78 @@ def _everyone(verdict: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(verdict))))
 
 
+def _handler() -> Any:
+    return ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(),
+        manifest=ocp.JsonCheckpointHandler(filename=_MANIFEST.name),
+    )
+
+
+def _finished_steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
+
+
+def _read_arrays(
+    orbax: Any, directory: Path, wanted: dict[str, jax.ShapeDtypeStruct], *, part: bool = False
+) -> dict[str, Any]:
+    """Read the arrays of a checkpoint, or a part of them, and check them by its manifest."""
+    manifest = read_manifest(directory)
+    arrays = manifest["arrays"]
+    described = {
+        name: jax.ShapeDtypeStruct(x["shape"], jnp.dtype(x["dtype"])) for name, x in arrays.items()
+    }
+    if part:
+        described = {name: x for name, x in described.items() if name in wanted}
+    storage.check_layout(described, wanted)
+    arguments = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=part,
+    )
+    try:
+        items = ocp.args.Composite(state=arguments)
+        flat = orbax.restore(directory, args=items)["state"]
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if any(words in str(error) for words in _NOT_DAMAGE):
+            raise
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedCheckpoint(f"its arrays cannot be read ({message[0][:200]})") from error
+    for name, crc32 in _checksums(flat).items():
+        if crc32 is not None and arrays[name]["crc32"] not in (None, crc32):
+            raise DamagedCheckpoint(f"`{name}` is not what was written (CRC-32 differs)")
+    return flat
+
+
+def load_part(directory: Path, like: PyTree) -> tuple[int, PyTree] | None:
+    """Read some of the arrays of the newest checkpoint that is whole; changes nothing on the disk.
+
+    Args:
+        directory: Where the checkpoints are.
+        like: The part, by the names that it has in the state: `{"model": model}`; arrays or
+            `jax.ShapeDtypeStruct`s with shardings.
+
+    Returns:
+        The step and the part, or None where there is no good checkpoint.
+
+    Raises:
+        StorageError: If the newest whole checkpoint has no such part, or one of other shapes.
+    """
+    with contextlib.closing(ocp.Checkpointer(_handler())) as orbax:
+        for step in reversed(_finished_steps(directory)):
+            wanted = storage.storage_like(like)
+            try:
+                flat = _read_arrays(orbax, directory.absolute() / str(step), wanted, part=True)
+            except DamagedCheckpoint as error:
+                print(f"WARNING: checkpoint {step} is damaged: {error}", file=sys.stderr)
+                continue
+            return step, storage.from_storage(flat, like)
+    return None
+
+
 class Checkpoints:
     """The newest `keep` checkpoints of a run, written in the background.
 
@@ -143,19 +216,12 @@ class Checkpoints:
         self._is_writer = jax.process_index() == 0
         # Orbax tells absl's log all about what is raised or warned of here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(),
-                manifest=ocp.JsonCheckpointHandler(filename=_MANIFEST.name),
-            )
-        )
+        self._orbax = ocp.AsyncCheckpointer(_handler())
         self._remove_leftovers()
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        return _finished_steps(self.directory)
 
     def save(self, step: int, state: PyTree) -> bool:
         """Begin to save a state; returns when it may be donated.
@@ -232,7 +298,7 @@ class Checkpoints:
             damage: Exception | None = None
             flat: dict[str, Any] = {}
             try:
-                flat = self._read(directory, storage.storage_like(like))
+                flat = _read_arrays(self._orbax, directory, storage.storage_like(like))
             except DamagedCheckpoint as error:
                 damage = error
             if _everyone(damage is None):
@@ -250,33 +316,6 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _read(self, directory: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Read the arrays of a checkpoint, and check them against its manifest."""
-        manifest = read_manifest(directory)
-        arrays = manifest["arrays"]
-        described = {
-            name: jax.ShapeDtypeStruct(x["shape"], jnp.dtype(x["dtype"]))
-            for name, x in arrays.items()
-        }
-        storage.check_layout(described, wanted)
-        arguments = ocp.args.PyTreeRestore(
-            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
-        )
-        try:
-            items = ocp.args.Composite(state=arguments)
-            flat = self._orbax.restore(directory, args=items)["state"]
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:
-            if any(words in str(error) for words in _NOT_DAMAGE):
-                raise
-            message = str(error).strip().splitlines() or [type(error).__name__]
-            raise DamagedCheckpoint(f"its arrays cannot be read ({message[0][:200]})") from error
-        for name, crc32 in _checksums(flat).items():
-            if crc32 is not None and arrays[name]["crc32"] not in (None, crc32):
-                raise DamagedCheckpoint(f"`{name}` is not what was written (CRC-32 differs)")
-        return flat
 
     def _set_aside(self, directory: Path, damage: Exception | None) -> None:
         names = (

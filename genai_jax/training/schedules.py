@@ -54,6 +54,13 @@ class ScheduleConfig:
             )
 
 
+def fit_warmup(config: ScheduleConfig, steps: int) -> ScheduleConfig:
+    """Shorten a warm-up that takes more than half of a short run, such as a first trial."""
+    if config.warmup_steps <= steps // 2:
+        return config
+    return dataclasses.replace(config, warmup_steps=steps // 2)
+
+
 def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     r"""Make the schedule of a run.
 

@@ -32,6 +32,11 @@ class TrainState:
     ema: PyTree = None
     context: PyTree = None
 
+    @property
+    def averaged(self) -> Any:
+        """What is evaluated and sampled: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema
+
 
 def init_state(
     init_model: Callable[[], PyTree],

@@ -1,0 +1,259 @@
+"""Times the language model's train step against PyTorch's, alternately, on this machine's CPU.
+
+Every contender is a process of its own that stays alive; they take turns (A B C, C B A, ...), so
+that whatever else the machine does falls on all of them. The loss is read back after every step.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+Setting = Literal["shakespeare", "shakespeare-gpu"]
+_VOCABULARY = 65  # characters of Tiny Shakespeare
+_STEPS_A_TURN = {"shakespeare": 20, "shakespeare-gpu": 1}
+_WARM_UP = 3
+_TORCH = "PyTorch"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to time.
+
+    Attributes:
+        setting: Shapes of nanoGPT's two presets of experiments/lm_pretrain.py.
+        turns: How often each contender is timed: 20 steps of `shakespeare`, 1 of the other.
+        microbatches: Parts of our batch.
+        torch_microbatches: Parts of PyTorch's batch.
+        gpt2_biases: Whether ours has the biases of transformers' GPT-2, which nanoGPT leaves out.
+        dropout: Dropout of both.
+        eager_only: Whether to leave out `torch.compile`.
+    """
+
+    setting: Setting = "shakespeare"
+    turns: int = 10
+    microbatches: int = 1
+    torch_microbatches: int = 1
+    gpt2_biases: bool = False
+    dropout: float = 0.0
+    eager_only: bool = False
+
+
+def make_batch(rows: int, length: int) -> dict[str, np.ndarray]:
+    """Draw token ids: the time does not depend on them."""
+    ids = np.random.default_rng(0).integers(0, _VOCABULARY, (rows, length + 1), dtype=np.int32)
+    mask = np.ones((rows, length), np.float32)
+    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "loss_mask": mask}
+
+
+def make_jax_step(config: BenchmarkConfig) -> Callable[[], float]:
+    """Make one step of `experiments/lm_pretrain.py`, from its preset."""
+    from genai_jax.parallel.cpu_devices import split_cpu
+
+    split_cpu()
+    import jax
+
+    from experiments.lm_pretrain import PRESETS
+    from genai_jax.models import lm
+    from genai_jax.objectives.next_token import next_token
+    from genai_jax.parallel.mesh import make_mesh
+    from genai_jax.parallel.sharding import batch_sharding
+    from genai_jax.training.optimizers import make_optimizer
+    from genai_jax.training.schedules import make_schedule
+    from genai_jax.training.state import init_state
+    from genai_jax.training.step import make_train_step
+
+    preset = PRESETS[config.setting][1]
+    shape = dataclasses.replace(
+        preset.model,
+        vocab_size=_VOCABULARY,
+        dropout=config.dropout,
+        attention_dropout=config.dropout,
+    )
+    if config.gpt2_biases:
+        shape = dataclasses.replace(
+            shape, norm_bias=True, qkv_bias=True, output_bias=True, mlp_bias=True
+        )
+    mesh = make_mesh()
+    schedule = make_schedule(preset.schedule, preset.steps)
+    optimizer = make_optimizer(preset.optimizer, schedule, lm.decays, lm.hidden_matrix)
+    state = init_state(
+        lambda: lm.LanguageModel(shape, jax.random.key(0)), optimizer, mesh, lm.SHARDING_RULES
+    )
+    train_step = make_train_step(
+        next_token,
+        optimizer,
+        mesh,
+        state,
+        seed=0,
+        microbatches=config.microbatches,
+        clip_norm=preset.clip_norm,
+    )
+    batch = make_batch(preset.batch_size, preset.length)
+    batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in batch.items()}
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        total, weight = metrics["loss"]
+        return float(total) / float(weight)
+
+    return step
+
+
+def make_torch_step(config: BenchmarkConfig, *, compiled: bool) -> Callable[[], float]:
+    """Make the same step from transformers' GPT-2: f32, fused AdamW, two groups, clipping."""
+    import torch
+    import transformers
+
+    from experiments.lm_pretrain import PRESETS
+    from genai_jax.parallel.cpu_devices import usable_cores
+
+    torch.set_num_threads(usable_cores())
+    preset = PRESETS[config.setting][1]
+    shape = preset.model
+    model: Any = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=_VOCABULARY,
+            n_positions=shape.max_length,
+            n_embd=shape.embed_dim,
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            activation_function="gelu",  # exact, as nanoGPT has it
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            use_cache=False,
+        )
+    )
+    decaying = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decaying}, {"params": others, "weight_decay": 0.0}],
+        lr=preset.schedule.peak,
+        betas=(preset.optimizer.beta1, preset.optimizer.beta2),
+        weight_decay=preset.optimizer.weight_decay,
+        fused=True,
+    )
+    forward = torch.compile(model) if compiled else model
+    batch = make_batch(preset.batch_size, preset.length)
+    parts = [
+        (torch.from_numpy(tokens), torch.from_numpy(targets).long().reshape(-1))
+        for tokens, targets in zip(
+            np.split(batch["tokens"], config.torch_microbatches),
+            np.split(batch["targets"], config.torch_microbatches),
+            strict=True,
+        )
+    ]
+
+    def step() -> float:
+        value = 0.0
+        for tokens, targets in parts:
+            logits = forward(input_ids=tokens).logits.reshape(-1, _VOCABULARY)
+            loss = torch.nn.functional.cross_entropy(logits, targets) / len(parts)
+            loss.backward()
+            value += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), preset.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return value
+
+    return step
+
+
+CONTENDERS: dict[str, Callable[[BenchmarkConfig], Callable[[], float]]] = {
+    "genai_jax": make_jax_step,
+    f"{_TORCH} eager": lambda config: make_torch_step(config, compiled=False),
+    f"{_TORCH} compiled": lambda config: make_torch_step(config, compiled=True),
+}
+
+
+def serve(name: str, config: BenchmarkConfig, pipe: Connection) -> None:
+    """Live as one contender: answer every number of steps by the seconds that they took."""
+    import resource
+
+    step = CONTENDERS[name](config)
+    began = time.perf_counter()
+    losses = [step() for _ in range(_WARM_UP)]
+    pipe.send((losses[0], time.perf_counter() - began))
+    while steps := pipe.recv():
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        pipe.send(time.perf_counter() - began)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> int:
+    """Time the contenders in turn and print the ratios."""
+    config = tyro.cli(BenchmarkConfig, description=__doc__)
+    names = [n for n in CONTENDERS if not (config.eager_only and n.endswith("compiled"))]
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        print("PyTorch and transformers are not installed (pip install -e '.[bench]'): ours alone")
+        names = names[:1]
+    else:
+        print(f"torch {torch.__version__}, transformers {transformers.__version__}")
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in names:  # one after the other: a warm-up must not disturb another's
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, config, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        loss, seconds = pipes[name].recv()
+        print(f"{name}: first loss {loss:.4f}, first {_WARM_UP} steps {seconds:.1f} s", flush=True)
+
+    steps = _STEPS_A_TURN[config.setting]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(config.turns):
+        for name in names if turn % 2 == 0 else names[::-1]:
+            pipes[name].send(steps)
+            times[name].append(pipes[name].recv() / steps)
+    print_table(config, times, pipes)
+    for process in processes:
+        process.join()
+    return 0
+
+
+def print_table(
+    config: BenchmarkConfig, times: dict[str, list[float]], pipes: dict[str, Connection]
+) -> None:
+    """Print tokens/s, memory and our ratio to the faster of PyTorch's two."""
+    from experiments.lm_pretrain import PRESETS
+
+    preset = PRESETS[config.setting][1]
+    tokens = preset.batch_size * preset.length
+    print(f"\n{config.setting}: {preset.batch_size} rows of {preset.length} tokens a step")
+    print(f"{'':18} {'median ms':>10} {'min ms':>10} {'tokens/s':>10} {'peak MiB':>10}")
+    for name, seconds in times.items():
+        pipes[name].send(0)
+        median, best = statistics.median(seconds), min(seconds)
+        print(
+            f"{name:18} {median * 1e3:10.1f} {best * 1e3:10.1f} {tokens / median:10,.0f} "
+            f"{pipes[name].recv() / 2**20:10,.0f}"
+        )
+    ours = times.pop("genai_jax")
+    if times:
+        of = {"median": statistics.median, "minimum": min}
+        shown = [
+            f"{min(map(f, times.values())) / f(ours):.2f} ({which})" for which, f in of.items()
+        ]
+        print(f"our tokens/s are x the faster PyTorch's: {', '.join(shown)}")
+
+
+if __name__ == "__main__":
+    # Contenders import `experiments` from the root of the repository, wherever this was started.
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What a language model has come to, beside what a compressor and people make of the same text."""
+
+from genai_jax.data.text import TextData
+from genai_jax.decoding.generate import DecodingModel, generate
+from genai_jax.decoding.sampling import SamplingConfig
+from genai_jax.decoding.text import prompt_tokens
+from genai_jax.evaluation.compression import xz_bits_per_byte
+from genai_jax.evaluation.python_syntax import share_of_lines_that_parse
+
+_PROGRAMS = 32
+
+
+def describe_likelihood(loss: float, bits_per_byte: float, num_bytes: int) -> str:
+    """Say how likely the held-out text was found."""
+    return (
+        f"held-out text: {loss:.4f} nats per token, {bits_per_byte:.3f} bits per byte "
+        f"({num_bytes:,} bytes)"
+    )
+
+
+def describe_xz(data: TextData) -> str:
+    """Say what `xz -9` makes of the held-out text."""
+    xz = xz_bits_per_byte(data.validation_documents(), data.train_documents())
+    return (
+        f"xz -9 of it:   {xz.by_file:.3f} bits per byte file by file, {xz.one_stream:.3f} as one "
+        f"stream, {xz.primed:.3f} primed with the training text"
+    )
+
+
+def describe_python_syntax(
+    model: DecodingModel, data: TextData, sampling: SamplingConfig, *, max_tokens: int, seed: int
+) -> str:
+    """Say how many of the lines that a model writes are Python, beside those of the held-out text.
+
+    Args:
+        model: Trained on Python, with documents.
+        data: Its text.
+        sampling: How tokens are drawn.
+        max_tokens: Of each of the 32 programs that are sampled.
+        seed: Of the noise.
+    """
+    tokenizer = data.tokenizer
+    written = generate(
+        model,
+        [prompt_tokens(tokenizer, "")] * _PROGRAMS,
+        sampling,
+        max_tokens=max_tokens,
+        seed=seed,
+        stop_ids=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        vocab_size=tokenizer.vocab_size,
+    )
+    programs = (tokenizer.decode(program.tokens) for program in written)
+    parsed, lines = share_of_lines_that_parse(programs)
+    real, all_real = share_of_lines_that_parse(x.decode() for x in data.validation_documents())
+    return (
+        f"ast.parse:     accepts {parsed / max(1, lines):.0%} of {lines} sampled lines, and "
+        f"{real / max(1, all_real):.0%} of the {all_real:,} held-out ones"
+    )
