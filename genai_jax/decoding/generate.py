@@ -80,9 +80,9 @@ class _Limits(NamedTuple):
         vocab_size: Ids from here on are never drawn.
     """
 
-    length: Int[Array | np.ndarray, " b"]
-    stop_ids: Int[Array | np.ndarray, " stops"]
-    vocab_size: Int[Array | np.ndarray, ""]
+    length: Int[Any, " b"]
+    stop_ids: Int[Any, " stops"]
+    vocab_size: Int[Any, ""]
 
 
 class _Progress(NamedTuple):
@@ -96,9 +96,9 @@ class _Progress(NamedTuple):
     """
 
     cache: PyTree
-    token: Int[Array, " b"]
-    position: Int[Array, " b"]
-    ended: Bool[Array, " b"]
+    token: Int[Any, " b"]
+    position: Int[Any, " b"]
+    ended: Bool[Any, " b"]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
