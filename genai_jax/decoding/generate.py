@@ -7,12 +7,12 @@ of a call) is traced. B rows, P tokens of a prompt, S slots of the cache, V voca
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from genai_jax.decoding.sampling import SamplingConfig, Settings, sample_tokens, settings_of
 from genai_jax.types import PyTree
@@ -26,6 +26,7 @@ _STEPS = 64  # tokens of a row that one call may draw
 _NO_TOKEN = -1
 
 
+@runtime_checkable
 class DecodingModel(Protocol):
     """What generation needs of a model; `config.max_length` bounds its context."""
 
@@ -120,7 +121,7 @@ def _advance(
     model: Any,
     progress: _Progress,
     settings: Settings,
-    seeds: Int[Any, " b"],
+    seeds: UInt32[Any, " b"],
     limits: _Limits,
     halt: Bool[Any, " b"],
     steps: Int[Any, ""],

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 _Numbers = np.ndarray | Array
 
@@ -62,7 +62,7 @@ def settings_of(configs: Sequence[SamplingConfig]) -> Settings:
 
 
 def sample_tokens(
-    logits: Float[Array, "b v"], keys: PRNGKeyArray, settings: Settings
+    logits: Float[Array, "b v"], keys: Key[Array, " b"], settings: Settings
 ) -> Int[Array, " b"]:
     r"""Draw a token a row from $\mathrm{softmax}(l / \tau)$ over the tokens that the filters keep.
 

@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from genai_jax.decoding.sampling import SamplingConfig
 _TOKENS_AT_A_TIME = 8
 
 
+@runtime_checkable
 class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; `eot_id` stands between documents, or is None."""
 

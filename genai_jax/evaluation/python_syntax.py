@@ -5,21 +5,23 @@ import re
 import warnings
 from collections.abc import Iterable
 
-_OPENERS = {"else": "if x:\n  x\n", "elif": "if x:\n  x\n", "case": "match x:\n "}
-_OPENERS |= dict.fromkeys(("except", "finally"), "try:\n  x\n")
+_BEFORE = {"else": "if x:\n  x\n", "elif": "if x:\n  x\n", "case": "match x:\n "}
+_BEFORE |= dict.fromkeys(("except", "finally"), "try:\n  x\n")
+
+_AFTER = ("", "\n  x", "\n  x\nfinally: x", "\n case x: x", "\nclass x: x")
 
 
 def parses(line: str) -> bool:
     """Whether `ast.parse` accepts a line, taken on its own.
 
     Indentation is removed. A line that opens a block is given one, and one that continues a
-    statement (`else:`, `except ...:`) is given its beginning; so every line of a program that has
-    one statement a line, without strings over several lines, parses.
+    statement (`else:`, `except ...:`) is given its beginning: every line of a program with one
+    statement a line parses.
     """
     code = line.strip()
     word = re.split(r"\W", code, maxsplit=1)[0]
-    code = _OPENERS.get(word, "") + code
-    return any(_accepted(code + rest) for rest in ("", "\n  x", "\nclass x: x"))
+    code = _BEFORE.get(word, "") + code
+    return any(_accepted(code + rest) for rest in _AFTER)
 
 
 def _accepted(code: str) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.dropout import dropout
@@ -76,7 +76,7 @@ class LanguageModel(nnx.Module):
         *,
         positions: Int[Array, "b t"] | None = None,
         segment_ids: Int[Array, "b t"] | None = None,
-        key: PRNGKeyArray | None = None,
+        key: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:
         """Compute what the head reads.
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from genai_jax.nn.dropout import dropout
 
@@ -41,7 +41,7 @@ def attend(
     softcap: float | None = None,
     segment_ids: Int[Array, "b s"] | None = None,
     attention_mask: Bool[Array, "b t s"] | None = None,
-    dropout_keys: PRNGKeyArray | None = None,
+    dropout_keys: Key[Array, " b"] | None = None,
     dropout_rate: float = 0.0,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b t n h"]:

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 
 def dropout(
-    x: Float[Array, "b ..."], keys: PRNGKeyArray, rate: float, place: int
+    x: Float[Array, "b ..."], keys: Key[Array, " b"], rate: float, place: int
 ) -> Float[Array, "b ..."]:
     r"""Zero each element with probability `rate` and scale the rest to keep the mean.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from genai_jax.nn.attention import attend
 from genai_jax.nn.config import LayerKind, TransformerConfig
@@ -43,7 +43,7 @@ class Surroundings(NamedTuple):
     segment_ids: Int[Array, "b t"] | None = None
     attention_mask: dict[str, Bool[Array, "b t s"]] | None = None
     cache_index: Int[Array, "b"] | None = None
-    dropout_keys: PRNGKeyArray | None = None
+    dropout_keys: Key[Array, " b"] | None = None
 
 
 def make_norm(config: TransformerConfig, dim: int) -> LayerNorm | RMSNorm:
@@ -95,7 +95,7 @@ class Attention(nnx.Module):
         kind: LayerKind,
         around: Surroundings,
         cache: KeyValues | None = None,
-        dropout_keys: PRNGKeyArray | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b t d"], KeyValues | None]:
         """Attend; with a cache, write the new keys and values into it first."""
         config = self.config

@@ -4,11 +4,11 @@ B rows, T tokens of a row, D width, V vocabulary.
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from genai_jax.types import Batch, Term, Terms
 
@@ -16,6 +16,7 @@ from genai_jax.types import Batch, Term, Terms
 _CHUNK_LOGITS = 2**22
 
 
+@runtime_checkable
 class NextTokenModel(Protocol):
     """What the objective needs of a model."""
 
@@ -27,7 +28,7 @@ class NextTokenModel(Protocol):
         *,
         positions: Array | None,
         segment_ids: Array | None,
-        key: PRNGKeyArray | None,
+        key: Key[Array, " b"] | None,
     ) -> Array:
         """Compute what the head reads, [B, T, D]."""
 

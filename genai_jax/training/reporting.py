@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from rich.console import Console
@@ -59,6 +59,7 @@ def as_duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Somewhere else for scalars to go: TensorBoard, Weights & Biases."""
 
