@@ -32,9 +32,9 @@ FLAGS = (
 def write_text(folder: Path) -> Path:
     """Write a few documents to train on."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = random.Random(0)
+    chance, words = random.Random(0), ["alpha", "beta", "gamma", "delta", "epsilon"]
     for number in range(12):
-        text = " ".join(words.choice("alpha beta gamma delta epsilon".split()) for _ in range(300))
+        text = " ".join(chance.choices(words, k=300))
         (folder / f"{number}.txt").write_text(text, encoding="utf-8")
     return folder
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from genai_jax.parallel.sharding import shardings_for
-from genai_jax.types import Array, PyTree
+from genai_jax.types import PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class TrainState:
         context: Whatever else the objective reads (a frozen reference, a coefficient), or None.
     """
 
-    step: Array
+    step: Any
     model: PyTree
     opt_state: PyTree
     ema: PyTree = None

@@ -163,7 +163,7 @@ def make_train_step(
         check_rows(rows, mesh, microbatches)
         batch = batch | {"key": row_keys(seed, state.step, rows)}
         gradients, metrics = gradients_of(state.model, batch, state.context)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
