@@ -59,7 +59,7 @@ class LanguageModel(nnx.Module):
         self.final_norm = make_norm(config, d)
         self.output = None if config.tied else Embedding(v, d, output_key, **table)
 
-    def embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]) -> Array:
+    def embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "#b t"]) -> Array:
         """Look up tokens, scaled, and positions where they are learned."""
         config = self.config
         x = self.embedding(tokens)
@@ -74,7 +74,7 @@ class LanguageModel(nnx.Module):
         self,
         tokens: Int[Array, "b t"],
         *,
-        positions: Int[Array, "b t"] | None = None,
+        positions: Int[Array, "#b t"] | None = None,
         segment_ids: Int[Array, "b t"] | None = None,
         key: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:

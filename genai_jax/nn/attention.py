@@ -191,7 +191,7 @@ def _block_logits(
     key: Float[Array, "b k s h"],
     segment_ids: Int[Array, "b t"] | None,
     block: tuple[int, int, int, int],
-) -> tuple[Float[Array, "b k g block s"], Bool[Array, "#b 1 1 block s"]]:
+) -> tuple[Float[Array, "b k g block seen"], Bool[Array, "#b 1 1 block seen"]]:
     """Compute the (capped) logits of one block, and which of them count."""
     t_0, t_1, s_0, s_1 = block
     b, n, _, h = query.shape

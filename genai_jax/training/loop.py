@@ -65,14 +65,30 @@ def parse_profile_steps(text: str | None) -> range:
 
 @dataclasses.dataclass
 class _Ledger:
-    """Writes down what a step leaves behind: its line, its evaluation, its checkpoint."""
+    """Writes down what a step leaves behind, in the order that the promise rests on."""
 
     run: RunDirectory
     checkpoints: Checkpoints
     reporter: Reporter
+    save_every: int
+    evaluate_every: int
     evaluate: Evaluate | None
     sample: Sample | None
+    loss_unit: str
     in_flight: tuple[int, Metrics] | None = None
+
+    def resume(self, start: int) -> bool:
+        """Cut the metrics back to a step; returns whether its evaluation is still owed."""
+        kept = self.run.metrics.cut(start)
+        self.run.timing.cut(sys.maxsize)  # drops a partial last line
+        if (kept[-1]["step"] if kept else 0) < start:
+            message = f"WARNING: {self.run.metrics.path} lacks lines before step {start}"
+            self.reporter.say(message, error=True)
+        newest = [name for record in kept if record["step"] == start for name in record]
+        evaluated = any(name.startswith("val/") for name in newest)
+        # A signal may have ended the evaluation at the very step that was then saved.
+        due = start > 0 and self._is_due(start, self.evaluate_every)
+        return due and self.evaluate is not None and not evaluated
 
     def record(self) -> None:
         """Wait for the step in flight and write its line."""
@@ -85,6 +101,17 @@ class _Ledger:
                 raise NonFiniteError(f"step {step}: {name} is {values[name]}")
         self.run.metrics.append({"step": step} | {f"train/{k}": v for k, v in values.items()})
         self.reporter.step(step, values)
+
+    def close_step(self, step: int, state: PyTree) -> bool:
+        """Evaluate, save and draw where that is due; False if the evaluation was stopped."""
+        evaluating = self._is_due(step, self.evaluate_every)
+        complete = not evaluating or self.evaluate_at(step, state)
+        if not complete or self._is_due(step, self.save_every):
+            self.save(step, state)
+        if evaluating and complete:
+            with self.reporter.pause("plot", step):
+                _draw_plots(self.run, self.loss_unit, self.reporter)
+        return complete
 
     def evaluate_at(self, step: int, state: PyTree) -> bool:
         """Evaluate and sample; False if that was stopped inside, and has to be done again."""
@@ -113,15 +140,8 @@ class _Ledger:
             else:
                 self.checkpoints.failures.append(f"step {step}: metrics.jsonl cannot be written")
 
-    def resume(self, start: int) -> bool:
-        """Cut the metrics back to a step; returns whether the evaluation at it stands there."""
-        kept = self.run.metrics.cut(start)
-        self.run.timing.cut(sys.maxsize)  # drops a partial last line
-        if (kept[-1]["step"] if kept else 0) < start:
-            message = f"WARNING: {self.run.metrics.path} lacks lines before step {start}"
-            self.reporter.say(message, error=True)
-        newest = [name for record in kept if record["step"] == start for name in record]
-        return any(name.startswith("val/") for name in newest)
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.reporter.steps or (every > 0 and step % every == 0)
 
 
 def train(
@@ -164,19 +184,18 @@ def train(
         failed; 130 or 143 after a signal.
     """
     steps = reporter.steps
-    ledger = _Ledger(run, checkpoints, reporter, evaluate, sample)
-    evaluated = ledger.resume(start)
-    # A signal may have ended the evaluation at the very step that was then saved.
-    owed = bool(evaluate and start and _is_due(start, evaluate_every, steps) and not evaluated)
-    if start >= steps and not owed:
-        reporter.say(f"{run.path} is finished: {start} steps. Nothing to do.")
-        _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
-        return state, 0
-    if start:
-        reporter.say(f"resuming {run.path} after step {start}")
-
-    done = start
+    ledger = _Ledger(
+        run, checkpoints, reporter, save_every, evaluate_every, evaluate, sample, loss_unit
+    )
+    owed = ledger.resume(start)
     with reporter, _Profiler(run, profile_steps) as profiler:
+        if start >= steps and not owed:
+            reporter.say(f"{run.path} is finished: {start} steps. Nothing to do.")
+            _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
+            return state, 0
+        if start:
+            reporter.say(f"resuming {run.path} after step {start}")
+        done = start
         try:
             stopping = owed and not ledger.evaluate_at(start, state)
             for step in range(start + 1, steps + 1):
@@ -193,13 +212,7 @@ def train(
                 ledger.in_flight, done = (step, metrics), step
                 profiler.after(step, state)
                 checkpoints.poll()
-                evaluating = _is_due(step, evaluate_every, steps)
-                if evaluating:
-                    stopping = not ledger.evaluate_at(step, state)
-                if stopping or _is_due(step, save_every, steps):
-                    ledger.save(step, state)
-                if evaluating and not stopping:
-                    _draw_plots(run, loss_unit, reporter)
+                stopping = not ledger.close_step(step, state)
             if done > start:
                 ledger.save(done, state)  # nothing new unless a signal came
         except NonFiniteError as error:
@@ -209,10 +222,6 @@ def train(
         checkpoints.wait()
     _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
     return state, _exit_code(stopping, stop, checkpoints, reporter)
-
-
-def _is_due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)
 
 
 def _agreed(stop: StopRequest, step: int) -> bool:

@@ -29,11 +29,14 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v6 lite", 918e12),
     ("TPU v6e", 918e12),
     ("Tesla T4", 65e12),
+    ("NVIDIA L40S", 362e12),
+    ("NVIDIA L40", 181e12),
     ("NVIDIA L4", 121e12),
     ("NVIDIA A100", 312e12),
     ("NVIDIA H100 PCIe", 756e12),
     ("NVIDIA H100 NVL", 835e12),
     ("NVIDIA H100", 989e12),
+    ("NVIDIA H200 NVL", 835e12),
     ("NVIDIA H200", 989e12),
     ("NVIDIA B200", 2250e12),
 )
@@ -108,7 +111,7 @@ class Reporter:
         self._peak = device_peak * jax.device_count() if device_peak else None
         self._is_writer = jax.process_index() == 0
         self._writers = writers if self._is_writer else ()
-        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: Any = None
         self._origin = time.perf_counter()

@@ -7,6 +7,7 @@ checkpoints/  plots/  samples/  tokenizer/  profile/  tensorboard/  wandb/
 lock             held by the process that writes, and let go by the kernel when it dies
 """
 
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ _CONFIG = "config.json"
 _LOCK = "lock"
 _FOLDERS = ("checkpoints", "plots", "samples", "tokenizer", "profile", "tensorboard", "wandb")
 _FILES = ("metrics.jsonl", "timing.jsonl")
+# Some network file systems have no locks: there, too, two processes go unnoticed.
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "genai_jax")
 
 
@@ -56,7 +59,7 @@ class RunDirectory:
         """Wrap a directory that `open_run` has prepared."""
         self.path = path
         self.config = config
-        self.identity: dict[str, str] = {}
+        self.identity: dict[str, str] = _read_config(path)["identity"] if resumed else {}
         self.resumed = resumed
         is_writer = jax.process_index() == 0
         self.metrics = JsonLines(path / "metrics.jsonl", enabled=is_writer)
@@ -79,7 +82,7 @@ class RunDirectory:
         Raises:
             RunError: Naming what has changed.
         """
-        recorded = _read_config(self.path).get("identity", {}) if self.resumed else {}
+        recorded = self.identity
         changed = [
             name for name in identity if recorded.get(name, identity[name]) != identity[name]
         ]
@@ -171,7 +174,7 @@ def open_run(
     run = RunDirectory(path, resolved, resumed=resumed, lock=lock)
     try:
         run.require_identity(identity or {})
-    except RunError:
+    except BaseException:
         run.close()
         raise
     return run
@@ -197,6 +200,7 @@ def _prepare(
             _write_config(path, config, {})
             return False, lock
         if overwrite:
+            _read_config(path)  # many a folder holds a config.json: only a run is deleted
             _clear(path)
             _write_config(path, config, {})
             return False, lock
@@ -220,6 +224,10 @@ def _take_lock(path: Path) -> IO[str] | None:
                 f"one process at a time may write a run; another one is writing {path}. "
                 "Wait for it, stop it, or choose another --workdir."
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                lock.close()
+                raise
     return lock
 
 
@@ -261,14 +269,16 @@ def _write_config(path: Path, config: Any, identity: Mapping[str, str]) -> None:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         saved = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(saved["config"], dict):
-            raise TypeError("`config` is not an object")
+        for part in ("config", "identity"):
+            if not isinstance(saved[part], dict):
+                raise TypeError(f"`{part}` is not an object")
     except FileNotFoundError:
         raise RunError(f"a run has a {_CONFIG}; there is none in {path}.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{path / _CONFIG} must be the configuration of a run; it cannot be read ({error}). "
-            "Restore it, or choose another --workdir."
+            f"{path / _CONFIG} must be the configuration of a run; it is not "
+            f"({type(error).__name__}: {error}). Nothing was touched. Restore it, or choose "
+            "another --workdir."
         ) from error
     return saved
 
@@ -284,7 +294,7 @@ def read_run(workdir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         RunError: If there is no run.
     """
     saved = _read_config(Path(workdir))
-    return saved["config"], saved.get("identity", {})
+    return saved["config"], saved["identity"]
 
 
 def source_commit() -> str | None:

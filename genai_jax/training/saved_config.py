@@ -78,15 +78,18 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def _from_object(kind: Any, value: Any) -> Any:
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
-    unknown = value.keys() - known - {_TYPE}
-    if value.get(_TYPE) != kind.__name__ or unknown:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    saved = value if isinstance(value, dict) else {}
+    unknown = saved.keys() - fields.keys() - {_TYPE}
+    if saved.get(_TYPE) != kind.__name__ or unknown:
         raise ValueError(
-            f"a saved {kind.__name__} must have that name and its fields; got {value.get(_TYPE)}, "
-            f"unknown fields: {sorted(unknown)}. Read it with the code that wrote it."
+            f"a saved {kind.__name__} must have that name and its fields; got "
+            f"{saved.get(_TYPE, repr(value))}, unknown fields: {sorted(unknown)}. Read it with the "
+            "code that wrote it."
         )
     hints = typing.get_type_hints(kind)
-    return kind(**{n: from_json(hints[n], v) for n, v in value.items() if n in known})
+    given = {name: saved[name] for name in fields if name in saved and fields[name].init}
+    return kind(**{name: from_json(hints[name], item) for name, item in given.items()})
 
 
 def _from_union(options: tuple[Any, ...], value: Any) -> Any:
@@ -134,8 +137,14 @@ def differences(old: Any, new: Any, *, exempt: Collection[str] = ()) -> list[str
     def show(values: dict[str, Any], name: str) -> str:
         return repr(values[name]) if name in values else "(absent)"
 
+    def same(name: str) -> bool:
+        if name not in before or name not in after:
+            return False
+        a, b = before[name], after[name]
+        return a == b and isinstance(a, bool) == isinstance(b, bool)  # 1 is 1.0, but not true
+
     return [
         f"{name}: {show(before, name)} -> {show(after, name)}"
         for name in dict.fromkeys([*before, *after])
-        if counts(name) and (show(before, name) != show(after, name))
+        if counts(name) and not same(name)
     ]
