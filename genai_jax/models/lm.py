@@ -4,6 +4,7 @@ What belongs to this one model (which axes are sharded, what decays, what Muon t
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -189,6 +190,26 @@ def hidden_matrix(name: str) -> tuple[int, int] | None:
     Axes before these number the layers of a stack. Hidden matrices are what Muon takes.
     """
     return next((axes for pattern, axes in _MATRIX_AXES if re.search(pattern, name)), None)
+
+
+def fit_vocabulary(model: TransformerConfig, tokens: int) -> TransformerConfig:
+    """Give the model the tokenizer's vocabulary, or check that its own is large enough.
+
+    Args:
+        model: A vocabulary of 0 takes the tokenizer's size.
+        tokens: Ids of the tokenizer.
+
+    Raises:
+        ValueError: If the model has fewer ids than the tokenizer.
+    """
+    if model.vocab_size == 0:
+        return replace(model, vocab_size=tokens)
+    if tokens > model.vocab_size:
+        raise ValueError(
+            f"The model's vocabulary must hold the tokenizer's; got {model.vocab_size} and "
+            f"{tokens} ids. Raise --model.vocab-size (0 fits it) or lower --data.vocab-size."
+        )
+    return model
 
 
 def count_parameters(config: TransformerConfig) -> int:

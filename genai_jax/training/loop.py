@@ -63,6 +63,27 @@ def parse_profile_steps(text: str | None) -> range:
     return range(int(first), int(last))
 
 
+@dataclasses.dataclass(frozen=True)
+class Interludes:
+    """What happens between the steps, and how often.
+
+    Attributes:
+        save_every: Steps between two checkpoints; 0 saves at the end only.
+        evaluate_every: Steps between two evaluations; 0 evaluates at the end only.
+        evaluate: `state -> values`, written as `val/<name>`. May raise `Stopped` of `signals`.
+        sample: `state -> {suffix: content}`, written to `samples/<step><suffix>`; likewise.
+        profile_steps: Steps whose profile is written to `profile/`.
+        loss_unit: Of the loss, for the axis of the plot.
+    """
+
+    save_every: int = 0
+    evaluate_every: int = 0
+    evaluate: Evaluate | None = None
+    sample: Sample | None = None
+    profile_steps: range = range(0)
+    loss_unit: str = "nats"
+
+
 @dataclasses.dataclass
 class _Ledger:
     """Writes down what a step leaves behind, in the order that the promise rests on."""
@@ -70,11 +91,7 @@ class _Ledger:
     run: RunDirectory
     checkpoints: Checkpoints
     reporter: Reporter
-    save_every: int
-    evaluate_every: int
-    evaluate: Evaluate | None
-    sample: Sample | None
-    loss_unit: str
+    interludes: Interludes
     in_flight: tuple[int, Metrics] | None = None
 
     def resume(self, start: int) -> bool:
@@ -87,8 +104,8 @@ class _Ledger:
         newest = [name for record in kept if record["step"] == start for name in record]
         evaluated = any(name.startswith("val/") for name in newest)
         # A signal may have ended the evaluation at the very step that was then saved.
-        due = start > 0 and self._is_due(start, self.evaluate_every)
-        return due and self.evaluate is not None and not evaluated
+        due = start > 0 and self._is_due(start, self.interludes.evaluate_every)
+        return due and self.interludes.evaluate is not None and not evaluated
 
     def record(self) -> None:
         """Wait for the step in flight and write its line."""
@@ -104,22 +121,23 @@ class _Ledger:
 
     def close_step(self, step: int, state: PyTree) -> bool:
         """Evaluate, save and draw where that is due; False if the evaluation was stopped."""
-        evaluating = self._is_due(step, self.evaluate_every)
+        evaluating = self._is_due(step, self.interludes.evaluate_every)
         complete = not evaluating or self.evaluate_at(step, state)
-        if not complete or self._is_due(step, self.save_every):
+        if not complete or self._is_due(step, self.interludes.save_every):
             self.save(step, state)
         if evaluating and complete:
             with self.reporter.pause("plot", step):
-                _draw_plots(self.run, self.loss_unit, self.reporter)
+                _draw_plots(self.run, self.interludes.loss_unit, self.reporter)
         return complete
 
     def evaluate_at(self, step: int, state: PyTree) -> bool:
         """Evaluate and sample; False if that was stopped inside, and has to be done again."""
         self.record()
+        evaluate, sample = self.interludes.evaluate, self.interludes.sample
         try:
             with self.reporter.pause("evaluate", step):
-                values = self.evaluate(state) if self.evaluate else {}
-                samples = self.sample(state) if self.sample else {}
+                values = evaluate(state) if evaluate else {}
+                samples = sample(state) if sample else {}
         except Stopped:
             return False
         # The line comes last: where it stands, the samples are there too.
@@ -154,12 +172,7 @@ def train(
     checkpoints: Checkpoints,
     reporter: Reporter,
     stop: StopRequest,
-    save_every: int,
-    evaluate_every: int,
-    evaluate: Evaluate | None = None,
-    sample: Sample | None = None,
-    profile_steps: range = range(0),
-    loss_unit: str = "nats",
+    interludes: Interludes = Interludes(),
 ) -> tuple[PyTree, int]:
     """Run the steps after `start` up to `reporter.steps`.
 
@@ -172,26 +185,19 @@ def train(
         checkpoints: Takes the states.
         reporter: Takes whatever is for human eyes; knows how many steps there are.
         stop: Polled before every step.
-        save_every: Steps between two checkpoints; 0 saves at the end only.
-        evaluate_every: Steps between two evaluations; 0 evaluates at the end only.
-        evaluate: `state -> values`, written as `val/<name>`. May call `stop.check()`.
-        sample: `state -> {suffix: content}`, written to `samples/<step><suffix>`.
-        profile_steps: Steps whose profile is written to `profile/`.
-        loss_unit: Of the loss, for the axis of the plot.
+        interludes: Evaluations, samples, checkpoints and profiles, and how often.
 
     Returns:
         The last state and the exit code: 0; 1 after a loss that is not finite or a save that
         failed; 130 or 143 after a signal.
     """
     steps = reporter.steps
-    ledger = _Ledger(
-        run, checkpoints, reporter, save_every, evaluate_every, evaluate, sample, loss_unit
-    )
+    ledger = _Ledger(run, checkpoints, reporter, interludes)
     owed = ledger.resume(start)
-    with reporter, _Profiler(run, profile_steps) as profiler:
+    with reporter, _Profiler(run, interludes.profile_steps) as profiler:
         if start >= steps and not owed:
             reporter.say(f"{run.path} is finished: {start} steps. Nothing to do.")
-            _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
+            _draw_plots(run, interludes.loss_unit, reporter, only_if_outdated=True)
             return state, 0
         if start:
             reporter.say(f"resuming {run.path} after step {start}")
@@ -220,7 +226,8 @@ def train(
             reporter.say(_advice(error, checkpoints), error=True)
             return state, 1
         checkpoints.wait()
-    _draw_plots(run, loss_unit, reporter, only_if_outdated=True)
+        reporter.finish(done)
+    _draw_plots(run, interludes.loss_unit, reporter, only_if_outdated=True)
     return state, _exit_code(stopping, stop, checkpoints, reporter)
 
 

@@ -47,6 +47,19 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for start, peak in PEAK_FLOPS if device_kind.startswith(start)), None)
 
 
+def peak_memory() -> int | None:
+    """Read the most bytes that were ever in use: of the first accelerator, or of this process."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    if sys.platform == "win32":  # has no getrusage
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def with_prefix(value: float, unit: str = "") -> str:
     """Write a number to three digits with its SI prefix: `52.1 ktokens/s` is `52.1 k` + unit."""
     for prefix in ("", "k", "M", "G", "T"):
@@ -237,6 +250,16 @@ class Reporter:
         self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {shown}")
         self._write(step, values)
 
+    def finish(self, step: int) -> None:
+        """Say how long this process took since it was made to report, and its peak memory."""
+        text = f"{as_duration(time.perf_counter() - self._origin)} since the start"
+        values = {}
+        if (memory := peak_memory()) is not None:
+            values["peak_memory_bytes"] = memory
+            text += f", peak memory {memory / 2**20:,.0f} MiB"
+        self.say(text)
+        self._record(step, event="finish", **values)
+
     def _record(self, step: int, **values: Any) -> None:
         since_start = time.perf_counter() - self._origin
         self._timing.append({"step": step, "since_start": since_start, **values})
@@ -264,6 +287,23 @@ def _import_extra(module: str, extra: str) -> Any:
             f"the {extra} writer needs the extra [{extra}]; `{module}` cannot be imported. "
             f"Install it: pip install 'genai_jax[{extra}]'"
         ) from error
+
+
+def make_writers(run: RunDirectory, *, tensorboard: bool, wandb: str | None) -> list[Writer]:
+    """Open TensorBoard, and the given project of Weights & Biases, where they are asked for.
+
+    Raises:
+        ImportError: If an extra is not installed, naming it.
+    """
+    writers = []
+    if tensorboard:
+        writers.append(tensorboard_writer(run.folder("tensorboard")))
+    if wandb:
+        name = run.path.resolve().name
+        writers.append(
+            wandb_writer(run.folder("wandb"), project=wandb, name=name, config=run.config)
+        )
+    return writers
 
 
 def tensorboard_writer(folder: Path) -> Writer:
