@@ -183,7 +183,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             steps=5000,
             evaluate_every=250,
             model=replace(
-                _SHAKESPEARE.model,
+                lm.NANOGPT_CPU,
                 num_layers=6,
                 embed_dim=384,
                 num_heads=6,
