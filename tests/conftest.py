@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import sys
 import tempfile
+from types import SimpleNamespace
 
 _scratch = tempfile.TemporaryDirectory(prefix="genai_jax_tests_")
 atexit.register(_scratch.cleanup)
@@ -19,11 +21,16 @@ os.environ["MPLBACKEND"] = "agg"
 # At import rather than in a fixture: modules under test may look for it while they are collected.
 os.environ["XDG_CACHE_HOME"] = _scratch.name
 
+from beartype import BeartypeConf, beartype  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-# Annotated shapes and dtypes are checked at every call into the package.
-install_import_hook("genai_jax", "beartype.beartype")
+# Annotated shapes and types are checked at every call into the package; an int is a float, as it is
+# to mypy. The hook wants a checker that can be imported by name.
+sys.modules["tests_typechecker"] = SimpleNamespace(  # type: ignore[assignment]
+    check=beartype(conf=BeartypeConf(is_pep484_tower=True))
+)
+install_import_hook("genai_jax", "tests_typechecker.check")

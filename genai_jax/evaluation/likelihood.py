@@ -1,8 +1,8 @@
 """How likely a model finds a held-out text: nats per token and bits per byte, over all of it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,10 +15,21 @@ Evaluator = Callable[[PyTree, Callable[[], None]], dict[str, float]]
 """`(model, check) -> values`; `check` is called between batches and may raise to stop."""
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """A split, row by row; rows past its end can be asked for too."""
+
+    def __len__(self) -> int:
+        """Count its rows."""
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]:
+        """Give one row: arrays by name."""
+
+
 def make_evaluator(
     objective: Objective,
     mesh: Mesh,
-    rows: Sequence[dict[str, np.ndarray]],
+    rows: Rows,
     batch_size: int,
     num_bytes: int,
 ) -> Evaluator:

@@ -1,0 +1,186 @@
+"""The loop, with a model of one number whose every value is known."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.loop import Interludes, host_means, parse_profile_steps, train
+from genai_jax.training.reporting import Reporter
+from genai_jax.training.run_directory import open_run
+from genai_jax.training.signals import Stopped, StopRequest
+
+STEPS = 7
+
+
+@jax.jit
+def train_step(state, batch):
+    """Add the batch to the state; the loss is the sum."""
+    state = state + batch
+    return state, {"loss": (state * 2.0, jnp.float32(2)), "grad_norm": (batch, jnp.float32(1))}
+
+
+class World:
+    """A run in a folder, with everything that the loop is handed."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.stop = StopRequest()
+        self.batches = []
+        self.evaluations = []
+
+    def next_batch(self, state, step):
+        self.batches.append(step)
+        return jnp.float32(step + 1)
+
+    def evaluate(self, state):
+        self.evaluations.append(float(state))
+        return {"loss": float(state) / 10}
+
+    def run(self, *, steps=STEPS, next_batch=None, **interludes):
+        settings = {
+            "save_every": 2,
+            "evaluate_every": 3,
+            "evaluate": self.evaluate,
+            "sample": lambda state: {".txt": f"state {float(state)}"},
+        }
+        with (
+            open_run(self.folder, {"steps": steps}) as run,
+            Checkpoints(run.folder("checkpoints")) as checkpoints,
+        ):
+            found = checkpoints.restore(jnp.float32(0))
+            start, state = found or (0, jnp.float32(0))
+            reporter = Reporter(run, steps=steps, log_every=1, unit="rows", units_per_step=1)
+            state, code = train(
+                state,
+                start,
+                train_step=train_step,
+                next_batch=next_batch or self.next_batch,
+                run=run,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                stop=self.stop,
+                interludes=Interludes(**settings | interludes),
+            )
+        return float(state), code
+
+    @property
+    def metrics(self):
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path / "run")
+
+
+def test_everything_in_its_order(world):
+    assert world.run() == (28.0, 0)
+    assert world.batches == list(range(STEPS))
+    assert world.evaluations == [6.0, 21.0, 28.0]  # steps 3, 6 and the last
+    expected = []
+    for step in range(1, STEPS + 1):
+        total = step * (step + 1) / 2
+        expected.append({"step": step, "train/loss": total, "train/grad_norm": float(step)})
+        if step in (3, 6, 7):
+            expected.append({"step": step, "val/loss": total / 10})
+    assert world.metrics == expected
+    samples = {p.name: p.read_text() for p in (world.folder / "samples").iterdir()}
+    assert samples == {
+        "00000003.txt": "state 6.0",
+        "00000006.txt": "state 21.0",
+        "00000007.txt": "state 28.0",
+    }
+    assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"6", "7"}
+    assert (world.folder / "plots" / "loss.png").exists()
+
+
+def test_a_finished_run_does_nothing_again(world, capsys):
+    world.run()
+    before = (world.folder / "metrics.jsonl").read_bytes()
+    assert world.run() == (28.0, 0)
+    assert "Nothing to do" in capsys.readouterr().out
+    assert len(world.batches) == STEPS
+    assert (world.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_stop_saves_at_the_next_step_and_the_rest_follows(world, tmp_path, capsys):
+    def stopping(state, step):
+        if step == 4:
+            world.stop.signal_number = 15
+        return world.next_batch(state, step)
+
+    assert world.run(next_batch=stopping) == (15.0, 143)
+    assert "stopped; saved at step 5" in capsys.readouterr().out
+    world.stop = StopRequest()
+    assert world.run() == (28.0, 0)
+    assert world.batches == list(range(STEPS))
+    undisturbed = World(tmp_path / "other")
+    undisturbed.run()
+    assert world.metrics == undisturbed.metrics
+
+
+def test_a_stop_inside_an_evaluation_evaluates_again_on_resume(world, tmp_path):
+    def stopped(state):
+        world.stop.signal_number = 2
+        raise Stopped
+
+    assert world.run(evaluate=stopped) == (6.0, 130)
+    assert not any("val/loss" in record for record in world.metrics)
+    world.stop = StopRequest()
+    assert world.run() == (28.0, 0)
+    undisturbed = World(tmp_path / "other")
+    undisturbed.run()
+    assert world.metrics == undisturbed.metrics
+
+
+def test_lines_beyond_the_checkpoint_are_written_again(world, tmp_path):
+    """As after a kill between a checkpoint and the next."""
+    world.run()
+    before = world.metrics
+    import shutil
+
+    shutil.rmtree(world.folder / "checkpoints" / "7")
+    assert world.run() == (28.0, 0)
+    assert world.metrics == before
+    assert world.batches == [*range(STEPS), 6]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(world, bad, capsys):
+    def spoilt(state, step):
+        return jnp.float32(bad if step == 4 else step + 1)
+
+    assert world.run(next_batch=spoilt)[1] == 1
+    err = capsys.readouterr().err
+    assert f"STOPPED: step 5: loss is {bad}" in err
+    assert "the last good checkpoint is step 4" in err
+    assert [r["step"] for r in world.metrics if "train/loss" in r] == [1, 2, 3, 4]
+    assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"2", "4"}
+
+
+def test_without_interludes_it_saves_and_evaluates_at_the_end(world):
+    world.run(save_every=0, evaluate_every=0)
+    assert world.evaluations == [28.0]
+    assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"7"}
+
+
+def test_profile_is_written(world):
+    world.run(profile_steps=parse_profile_steps("2:4"))
+    assert any(p.is_file() for p in (world.folder / "profile").rglob("*"))
+
+
+def test_means_are_divided_in_double_precision():
+    thirds = host_means({"a": (jnp.float32(1), jnp.float32(3)), "none": (jnp.float32(0),) * 2})
+    assert thirds["a"] == 1 / 3
+    assert thirds["none"] != thirds["none"]
+
+
+def test_profile_steps():
+    assert parse_profile_steps(None) == range(0)
+    assert parse_profile_steps("10:13") == range(10, 13)
+    for wrong in ("5", "0:3", "4:4", "a:b", "1:-1"):
+        with pytest.raises(ValueError, match="must be A:B with 1 <= A < B"):
+            parse_profile_steps(wrong)
