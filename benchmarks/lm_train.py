@@ -61,17 +61,11 @@ def make_jax_step(config: BenchmarkConfig) -> Callable[[], float]:
     split_cpu()
     import jax
 
-    from experiments.lm_pretrain import PRESETS
-    from genai_jax.models import lm
-    from genai_jax.objectives.next_token import next_token
+    from experiments.lm_pretrain import PRESETS, make_training
     from genai_jax.parallel.mesh import make_mesh
     from genai_jax.parallel.sharding import batch_sharding
-    from genai_jax.training.optimizers import make_optimizer
-    from genai_jax.training.schedules import make_schedule
-    from genai_jax.training.state import init_state
-    from genai_jax.training.step import make_train_step
 
-    preset = PRESETS[config.setting][1]
+    preset = dataclasses.replace(PRESETS[config.setting][1], microbatches=config.microbatches)
     shape = dataclasses.replace(
         preset.model,
         vocab_size=_VOCABULARY,
@@ -83,20 +77,7 @@ def make_jax_step(config: BenchmarkConfig) -> Callable[[], float]:
             shape, norm_bias=True, qkv_bias=True, output_bias=True, mlp_bias=True
         )
     mesh = make_mesh()
-    schedule = make_schedule(preset.schedule, preset.steps)
-    optimizer = make_optimizer(preset.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix)
-    state = init_state(
-        lambda: lm.LanguageModel(shape, jax.random.key(0)), optimizer, mesh, lm.SHARDING_RULES
-    )
-    train_step = make_train_step(
-        next_token,
-        optimizer,
-        mesh,
-        state,
-        seed=0,
-        microbatches=config.microbatches,
-        clip_norm=preset.clip_norm,
-    )
+    state, train_step = make_training(preset, shape, mesh)
     batch = make_batch(preset.batch_size, preset.length)
     batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in batch.items()}
 

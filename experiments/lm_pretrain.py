@@ -7,6 +7,7 @@ import sys
 from dataclasses import field, replace
 
 import jax
+from jax.sharding import Mesh
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.loader import Loader
@@ -37,7 +38,7 @@ from genai_jax.training.run_directory import RunDirectory, RunError, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
 from genai_jax.training.signals import StopRequest, stop_signals
 from genai_jax.training.state import TrainState, abstract_like, init_state
-from genai_jax.training.step import check_rows, make_train_step
+from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,14 +238,14 @@ def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
         return fit(config, run, data, stop)
 
 
-def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopRequest) -> int:
-    """Compose model, objective, optimizer and step, and hand them to the loop."""
-    shape = lm.fit_vocabulary(config.model, data.tokenizer.vocab_size)
-    mesh = make_mesh(config.fsdp)
-    check_rows(config.batch_size, mesh, config.microbatches)
-    objective = functools.partial(next_token, z_loss=config.z_loss)
+def make_training(
+    config: PretrainConfig, shape: TransformerConfig, mesh: Mesh
+) -> tuple[TrainState, TrainStep]:
+    """Make the first state, and the step: model, objective, optimizer."""
     schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix)
+    optimizer = make_optimizer(
+        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
+    )
     ema = EMAConfig(config.ema_decay) if config.ema_decay else None
     state = init_state(
         lambda: LanguageModel(shape, jax.random.key(config.seed)),
@@ -254,7 +255,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
         ema=ema is not None,
     )
     train_step = make_train_step(
-        objective,
+        functools.partial(next_token, z_loss=config.z_loss),
         optimizer,
         mesh,
         state,
@@ -263,6 +264,15 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
         clip_norm=config.clip_norm or None,
         ema=ema,
     )
+    return state, train_step
+
+
+def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopRequest) -> int:
+    """Hand state, step and data to the loop, and say what came of it."""
+    shape = lm.fit_vocabulary(config.model, data.tokenizer.vocab_size)
+    mesh = make_mesh(config.fsdp)
+    check_rows(config.batch_size, mesh, config.microbatches)
+    state, train_step = make_training(config, shape, mesh)
     print(
         f"model: {sum(x.size for x in jax.tree.leaves(state.model)):,} parameters on "
         f"{describe_devices()}, mesh {dict(mesh.shape)}",

@@ -1,34 +1,25 @@
 """Optimizers: AdamW, Lion, Adafactor and Muon, for layers that are stacked or not.
 
-An optimizer sees a model as a dictionary of float32 arrays by name. Whatever it treats apart (what
-decays, what Muon takes, which axes number layers) it tells by name, never by the number of axes.
-So its state carries the names of the parameters, and a stack of layers is updated as its layers
-would be.
+Whatever is treated apart (what decays, what Muon takes, which axes number layers) is told by name.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from genai_jax.paths import map_named, named_leaves
+from genai_jax.training.muon import scale_by_muon
+from genai_jax.training.named_arrays import Arrays, MatrixAxes, as_matrices, by_name, divide
 from genai_jax.training.schedules import Schedule
 from genai_jax.types import PyTree
 
-Arrays = dict[str, Any]
-"""Arrays by name."""
-
-MatrixAxes = tuple[int, int]
-"""Numbers of input and of output axes: the last axes of a matrix, input first."""
-
-# The quintic whose repetition pulls singular values towards one: steepest at zero, not exact.
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # Adafactor's epsilon_1, added to squared gradients, and epsilon_2, the least scale of a parameter.
 _ADAFACTOR_EPS = 1e-30
 _ADAFACTOR_MIN_SCALE = 1e-3
@@ -104,6 +95,7 @@ def make_optimizer(
     *,
     decays: Callable[[str], bool],
     muon: Callable[[str], MatrixAxes | None],
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     r"""Make the optimizer of a run: $\theta \leftarrow \theta - \eta_t (u_t + \lambda \theta)$.
 
@@ -118,6 +110,7 @@ def make_optimizer(
         muon: Says by its name whether a parameter is a hidden matrix, and then how many input and
             output axes it has. Axes before these number matrices (layers, experts) which are
             treated one by one. None: not a hidden matrix.
+        mesh: Over which Muon's work is dealt out; None leaves that to the compiler.
 
     Returns:
         A transformation from gradients to updates, for `optax.apply_updates`. In the paths of its
@@ -136,11 +129,16 @@ def make_optimizer(
         case "adafactor":
             direction = scale_by_adafactor(config, muon)
         case "muon":
-            direction = _divide(
-                {"muon": scale_by_muon(config, muon), "adamw": adam},
+            direction = divide(
+                {
+                    "muon": scale_by_muon(
+                        config.muon_momentum, config.muon_ns_steps, config.muon_rms, muon, mesh
+                    ),
+                    "adamw": adam,
+                },
                 lambda name: "adamw" if muon(name) is None else "muon",
             )
-    return _by_name(
+    return by_name(
         optax.named_chain(
             ("direction", direction),
             (
@@ -151,120 +149,6 @@ def make_optimizer(
             ),
             ("learning_rate", optax.scale_by_learning_rate(schedule)),
         )
-    )
-
-
-def _by_name(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Let a transformation of dictionaries of float32 arrays work on any tree of arrays."""
-
-    def flat(tree: PyTree) -> Arrays:
-        return {name: leaf.astype(jnp.float32) for name, leaf in named_leaves(tree)}
-
-    def init(params: PyTree) -> PyTree:
-        return inner.init(flat(params))
-
-    def update(gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        updates, state = inner.update(flat(gradients), state, flat(params))
-        return map_named(lambda name, _: updates[name], gradients), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _divide(
-    groups: Mapping[str, optax.GradientTransformation], group_of: Callable[[str], str]
-) -> optax.GradientTransformation:
-    """Give each group of arrays, told by name, a transformation of its own."""
-
-    def members(arrays: Arrays, group: str) -> Arrays:
-        return {name: array for name, array in arrays.items() if group_of(name) == group}
-
-    def init(params: Arrays) -> dict[str, PyTree]:
-        return {group: inner.init(members(params, group)) for group, inner in groups.items()}
-
-    def update(
-        gradients: Arrays, state: dict[str, PyTree], params: Arrays
-    ) -> tuple[Arrays, dict[str, PyTree]]:
-        updates: Arrays = {}
-        after: dict[str, PyTree] = {}
-        for group, inner in groups.items():
-            part, after[group] = inner.update(
-                members(gradients, group), state[group], members(params, group)
-            )
-            updates |= part
-        return updates, after
-
-    return optax.GradientTransformation(init, update)
-
-
-def as_matrices(
-    name: str, array: Float[Array, "..."], axes: MatrixAxes
-) -> Float[Array, "*stack rows columns"]:
-    """View an array as matrices: the last input axes are rows, the last output axes columns.
-
-    Raises:
-        ValueError: If it has fewer axes than that.
-    """
-    inputs, outputs = axes
-    split = array.ndim - outputs
-    stack = split - inputs
-    if min(inputs, outputs) < 1 or stack < 0:
-        raise ValueError(
-            f"A hidden matrix must have its input and output axes, one of each at least; `{name}` "
-            f"has shape {array.shape} and is said to have {inputs} and {outputs}. "
-            "Correct what the model says of its hidden matrices."
-        )
-    shape = array.shape
-    return array.reshape(*shape[:stack], math.prod(shape[stack:split]), math.prod(shape[split:]))
-
-
-def orthogonalize(
-    matrices: Float[Array, "*stack rows columns"], steps: int
-) -> Float[Array, "*stack rows columns"]:
-    r"""Bring the singular values of each matrix near one: $USV^\top \to US'V^\top$, $S' \approx I$.
-
-    Newton-Schulz: $X \leftarrow aX + (bA + cA^2)X$ with $A = XX^\top$, from $X = G / \|G\|_F$.
-    Five steps leave singular values between about 0.7 and 1.2.
-
-    Reference: Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
-    kellerjordan.github.io/posts/muon (2024), with its coefficients; here in float32.
-    """
-    a, b, c = _NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # the smaller Gram matrix
-    x = x / (jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True)) + 1e-8)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-def scale_by_muon(
-    config: OptimizerConfig, axes: Callable[[str], MatrixAxes | None]
-) -> optax.GradientTransformation:
-    r"""Make Muon's direction: Nesterov momentum, orthogonalised matrix by matrix.
-
-    $M_t = \mu M_{t-1} + G_t$ and $u_t = r \sqrt{\max(m, n)}\,\mathrm{NS}(\mu M_t + G_t)$ for
-    matrices of $m \times n$: an orthogonal matrix has elements of root mean square
-    $1 / \sqrt{\max(m, n)}$, so that the update's is about $r$, whatever the shape.
-
-    Args:
-        config: $\mu$ (`muon_momentum`), $r$ (`muon_rms`) and the number of iterations.
-        axes: Input and output axes by name; never None for what this is given.
-
-    Reference: Jordan et al. (as in `orthogonalize`); Liu et al., "Muon is Scalable for LLM
-    Training", arXiv:2502.16982, eq. 4 (the scale; $r$ = 0.2).
-    """
-
-    def direction(name: str, array: Array) -> Array:
-        shape = axes(name)
-        assert shape is not None
-        matrices = as_matrices(name, array, shape)
-        scale = config.muon_rms * math.sqrt(max(matrices.shape[-2:]))
-        return (scale * orthogonalize(matrices, config.muon_ns_steps)).reshape(array.shape)
-
-    return optax.chain(
-        optax.trace(config.muon_momentum, nesterov=True),
-        optax.stateless(lambda arrays, _: {n: direction(n, x) for n, x in arrays.items()}),
     )
 
 

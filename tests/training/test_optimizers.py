@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from genai_jax.paths import map_named, named_leaves
-from genai_jax.training.optimizers import OptimizerConfig, make_optimizer, orthogonalize
+from genai_jax.training.muon import orthogonalize
+from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.storage import to_storage
 
 STEPS = 4
