@@ -145,7 +145,9 @@ _SHAKESPEARE_FAST = replace(
     model=replace(
         _SHAKESPEARE.model, norm="rms", positions="rope", qk_norm=True, activation="relu2"
     ),
-    optimizer=OptimizerConfig("muon", muon_momentum=0.75),  # so short a run has little to remember
+    optimizer=OptimizerConfig(
+        "muon", muon_momentum=0.75
+    ),  # the shorter the run, the less to remember
     schedule=ScheduleConfig(1e-2, "linear", warmup_steps=5, final_fraction=0.0),
     log_every=20,
 )
@@ -155,7 +157,7 @@ _QUICKSTART = PretrainConfig(
     batch_size=16,
     model=TransformerConfig(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, max_length=256),
     data=TextConfig(vocab_size=2048),
-    optimizer=OptimizerConfig("muon"),
+    optimizer=OptimizerConfig("muon", muon_momentum=0.85),
     schedule=ScheduleConfig(1e-2, "linear", warmup_steps=20, final_fraction=0.0),
     evaluate_every=100,
     save_every=100,

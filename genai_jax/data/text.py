@@ -225,7 +225,7 @@ def _documents(config: TextConfig, counts: Counter[str]) -> Iterator[tuple[int, 
         if not found:
             raise ValueError(
                 f"the source {source} must hold a document; got none"
-                + "".join(f", {n} {what}" for what, n in sorted(counts.items()))
+                + "".join(f", {what}: {n}" for what, n in sorted(counts.items()))
                 + ". Choose another source, or another policy."
             )
 
@@ -326,15 +326,15 @@ def _parts(
 def _summary(config: TextConfig, cache: TokenCache, length: int) -> str:
     counts = dict(cache.notes["counts"])
     documents = counts.pop("documents")
-    done = "".join(f", {n} {what}" for what, n in sorted(counts.items()))
+    done = "".join(f", {what}: {n}" for what, n in sorted(counts.items()))
     lines = [
-        f"text: {', '.join(config.all_sources)}: {documents} documents, "
+        f"text: {', '.join(config.all_sources)}: {_count_documents(documents)}, "
         f"{cache.byte_lengths.sum() / 1e6:.2f} MB{done}"
     ]
     for side, name in enumerate(("train", "validation")):
         chosen = cache.groups % 2 == side
         tokens = int(np.diff(cache.offsets)[chosen].sum())
-        what = "contiguous" if cache.notes["contiguous"] else f"{chosen.sum()} documents"
+        what = "contiguous" if cache.notes["contiguous"] else _count_documents(chosen.sum())
         lines.append(f"{name}: {what}, {tokens:,} tokens, {tokens // length:,} rows of {length}")
     each = cache.byte_lengths.sum() / max(1, len(cache.tokens))
     tokenizer = cache.tokenizer
@@ -342,3 +342,7 @@ def _summary(config: TextConfig, cache: TokenCache, length: int) -> str:
         f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} ids, {each:.2f} bytes a token"
     )
     return "\n".join(lines)
+
+
+def _count_documents(number: int) -> str:
+    return f"{number} document{'s' * (number != 1)}"
