@@ -22,19 +22,16 @@ def _curve(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Average every value with its neighbours: a centred window that narrows at both ends.
+    """Average every value with its neighbours; those too near to an end to have all are left out.
 
     Args:
         values: A curve.
-        width: Length of the window, in points; an even one counts as one more.
+        width: Length of the window in points, odd.
 
     Returns:
-        A curve of the same length. Straight lines stay as they are.
+        A curve that is shorter by `width - 1`, half of it on each side.
     """
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    reach = np.minimum(np.minimum(at, at[::-1]), width // 2)
-    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    return np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def _style(axes: Axes, ylabel: str) -> None:
@@ -70,8 +67,10 @@ def _draw_loss(axes: Axes, records: list[Record], loss_unit: str) -> None:
     if len(steps):
         stride = -(-len(steps) // _MOST_POINTS)
         axes.plot(steps[::stride], loss[::stride], color=_TRAIN, alpha=0.25, linewidth=0.8)
-        smoothed = smooth(loss, len(loss) // 30)
-        axes.plot(steps[::stride], smoothed[::stride], color=_TRAIN, linewidth=1.8, label="train")
+        reach = len(loss) // 60
+        inner = slice(reach, len(loss) - reach, stride)
+        smoothed = smooth(loss, 2 * reach + 1)[::stride]
+        axes.plot(steps[inner], smoothed, color=_TRAIN, linewidth=1.8, label="train")
     seen = [loss]
     steps, validation = _curve(records, "val/loss")
     if len(steps):
