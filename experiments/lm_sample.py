@@ -64,12 +64,14 @@ def load_run(folder: str) -> tuple[LanguageModel, Tokenizer, int]:
     tokenizer = load_tokenizer(path / "tokenizer")
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
+    part = "ema" if config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, "float32" if part == "ema" else x.dtype, sharding=device
+        ),
         jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0))),
     )
-    part = "ema" if config["ema_decay"] else "model"
     found = load_part(path / "checkpoints", {part: like})
     if found is None:
         raise RunError(

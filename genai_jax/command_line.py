@@ -39,12 +39,9 @@ def parse_command_line(
         print(f"There is no preset {name!r}. {hint}", file=sys.stderr)
         raise SystemExit(2)
     _, default = presets[name]
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=words,
-        description=f"{description}\n\n{_list_presets(presets, name)}",
-    )
+    if len(presets) > 1:
+        description += f"\n\n{_list_presets(presets, name)}"
+    return tyro.cli(type(default), default=default, args=words, description=description)
 
 
 def _list_presets(presets: Mapping[str, tuple[str, Config]], chosen: str) -> str:

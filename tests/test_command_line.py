@@ -127,3 +127,9 @@ def test_help_explains_every_field_and_preset(capsys):
         "{adamw,muon}",
     ):
         assert words in text
+
+
+def test_a_single_preset_is_not_listed(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line({"only": ("the one", SMALL)}, description="Does.", arguments=["--help"])
+    assert "the one" not in capsys.readouterr().out

@@ -334,7 +334,7 @@ def _summary(config: TextConfig, cache: TokenCache, length: int) -> str:
     for side, name in enumerate(("train", "validation")):
         chosen = cache.groups % 2 == side
         tokens = int(np.diff(cache.offsets)[chosen].sum())
-        what = "contiguous" if cache.notes["contiguous"] else _count_documents(chosen.sum())
+        what = "contiguous" if cache.notes["contiguous"] else _count_documents(int(chosen.sum()))
         lines.append(f"{name}: {what}, {tokens:,} tokens, {tokens // length:,} rows of {length}")
     each = cache.byte_lengths.sum() / max(1, len(cache.tokens))
     tokenizer = cache.tokenizer

@@ -22,7 +22,7 @@ class TrainState:
         step: Number of completed updates, int32.
         model: The parameters.
         opt_state: The optimizer's state.
-        ema: Moving average of the parameters, or None.
+        ema: Moving average of the parameters, in float32, or None.
         context: Whatever else the objective reads (a frozen reference, a coefficient), or None.
     """
 
@@ -60,7 +60,7 @@ def init_state(
 
     def init() -> TrainState:
         model = init_model()
-        average = jax.tree.map(jnp.copy, model) if ema else None
+        average = jax.tree.map(lambda x: jnp.array(x, jnp.float32), model) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model), average, context)
 
     shardings = shardings_for(jax.eval_shape(init), mesh, rules)
