@@ -31,7 +31,7 @@ class BenchmarkConfig:
     Attributes:
         setting: Shapes of nanoGPT's two presets of experiments/lm_pretrain.py.
         turns: How often each contender is timed: 20 steps of `shakespeare`, 1 of the other.
-        microbatches: Parts of our batch.
+        microbatches: Parts of our batch; 0 leaves the choice to the script, as its users do.
         torch_microbatches: Parts of PyTorch's batch.
         gpt2_biases: Whether ours has the biases of transformers' GPT-2, which nanoGPT leaves out.
         dropout: Dropout of both.
@@ -40,7 +40,7 @@ class BenchmarkConfig:
 
     setting: Setting = "shakespeare"
     turns: int = 10
-    microbatches: int = 1
+    microbatches: int = 0
     torch_microbatches: int = 1
     gpt2_biases: bool = False
     dropout: float = 0.0

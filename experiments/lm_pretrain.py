@@ -25,7 +25,12 @@ from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
-from genai_jax.parallel.cpu_devices import cores_that_divide, describe_devices, split_cpu
+from genai_jax.parallel.cpu_devices import (
+    cores_that_divide,
+    describe_devices,
+    fastest_microbatches,
+    split_cpu,
+)
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.checkpoints import Checkpoints
@@ -51,7 +56,8 @@ class PretrainConfig:
         steps: Updates of the parameters in all.
         batch_size: Rows of an update, over all devices and microbatches.
         length: T, tokens of a row.
-        microbatches: Parts that a batch is computed in, one after the other, to save memory.
+        microbatches: Parts that a batch is computed in, one after the other, to save memory; 0 is
+            one on accelerators, and on a CPU as many as make it fastest.
         seed: Of the parameters, the order of the data, and dropout.
         model: The transformer.
         data: The text.
@@ -84,7 +90,7 @@ class PretrainConfig:
     steps: int = 2000
     batch_size: int = 32
     length: int = 256
-    microbatches: int = 1
+    microbatches: int = 0
     seed: int = 0
     model: TransformerConfig = field(default_factory=TransformerConfig)
     data: TextConfig = field(default_factory=TextConfig)
@@ -110,7 +116,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("steps", "batch_size", "length", "microbatches", "evaluation_rows", "keep"):
+        for name in ("steps", "batch_size", "length", "evaluation_rows", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
         if self.length > self.model.max_length:
@@ -122,10 +128,10 @@ class PretrainConfig:
 
 
 OBSERVATIONAL = (
-    *("workdir", "overwrite", "cpu_devices", "keep", "log_every", "profile_steps"),
-    *("tensorboard", "wandb", "data.cache_dir"),
+    *("workdir", "overwrite", "cpu_devices", "microbatches", "keep", "log_every"),
+    *("profile_steps", "tensorboard", "wandb", "data.cache_dir"),
 )
-"""Fields that change nothing in the numbers: they may differ when a run is resumed."""
+"""Fields that change no number but by rounding: they may differ when a run is resumed."""
 
 _LINES_SHOWN = 8  # of a sampled text, on the console
 
@@ -153,7 +159,7 @@ _SHAKESPEARE_FAST = replace(
 )
 _QUICKSTART = PretrainConfig(
     workdir="runs/quickstart",
-    steps=400,
+    steps=500,
     batch_size=16,
     model=TransformerConfig(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, max_length=256),
     data=TextConfig(vocab_size=2048),
@@ -244,6 +250,9 @@ def make_training(
     config: PretrainConfig, shape: TransformerConfig, mesh: Mesh
 ) -> tuple[TrainState, TrainStep]:
     """Make the first state, and the step: model, objective, optimizer."""
+    microbatches = config.microbatches
+    if not microbatches:
+        microbatches = fastest_microbatches(config.batch_size // mesh.size, config.length)
     schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
     optimizer = make_optimizer(
         config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
@@ -262,7 +271,7 @@ def make_training(
         mesh,
         state,
         seed=config.seed,
-        microbatches=config.microbatches,
+        microbatches=microbatches,
         clip_norm=config.clip_norm or None,
         ema=ema,
     )
@@ -273,7 +282,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     """Hand state, step and data to the loop, and say what came of it."""
     shape = lm.fit_vocabulary(config.model, data.tokenizer.vocab_size)
     mesh = make_mesh(config.fsdp)
-    check_rows(config.batch_size, mesh, config.microbatches)
+    check_rows(config.batch_size, mesh, config.microbatches or 1)
     state, train_step = make_training(config, shape, mesh)
     print(
         f"model: {sum(x.size for x in jax.tree.leaves(state.model)):,} parameters on "
@@ -297,9 +306,6 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        return evaluator(state.averaged, stop.check)
-
     def sample(state: TrainState) -> dict[str, str]:
         text = sample_text(config, state.averaged, data.tokenizer, stop)
         reporter.say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
@@ -320,7 +326,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
             interludes=Interludes(
                 save_every=config.save_every,
                 evaluate_every=config.evaluate_every,
-                evaluate=evaluate,
+                evaluate=lambda state: evaluator(state.averaged, stop.check),
                 sample=sample if config.sample_tokens else None,
                 profile_steps=parse_profile_steps(config.profile_steps),
                 loss_unit="nats per token",
@@ -378,7 +384,7 @@ def final_report(
 def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
-    rows = config.batch_size // config.microbatches
+    rows = config.batch_size // (config.microbatches or 1)
     split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
     try:
         with stop_signals() as stop:

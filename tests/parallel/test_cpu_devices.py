@@ -5,7 +5,12 @@ import sys
 import pytest
 
 from genai_jax.parallel import cpu_devices
-from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu, usable_cores
+from genai_jax.parallel.cpu_devices import (
+    cores_that_divide,
+    fastest_microbatches,
+    split_cpu,
+    usable_cores,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +20,19 @@ from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu, usable_
 def test_devices_are_the_most_cores_that_divide_the_batches(monkeypatch, cores, batches, expected):
     monkeypatch.setattr(cpu_devices, "usable_cores", lambda: cores)
     assert cores_that_divide(*batches) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "expected"),
+    [(6, 64, 1), (8, 256, 4), (32, 256, 16), (9, 256, 9), (4, 1024, 4), (1, 8192, 1), (0, 8, 1)],
+)
+def test_microbatches_hold_at_most_512_tokens_or_one_row(rows, length, expected):
+    assert fastest_microbatches(rows, length) == expected
+
+
+def test_accelerators_compute_a_batch_at_once(monkeypatch):
+    monkeypatch.setattr(cpu_devices.jax, "default_backend", lambda: "gpu")
+    assert fastest_microbatches(64, 1024) == 1
 
 
 def test_there_is_a_core():
