@@ -20,6 +20,7 @@ from genai_jax.evaluation.text_report import (
     describe_likelihood,
     describe_python_syntax,
     describe_xz,
+    kept_text,
 )
 from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
@@ -35,7 +36,6 @@ from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.ema import EMAConfig
-from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.reporting import Reporter, make_writers
@@ -178,7 +178,10 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
         replace(
             _QUICKSTART,
             workdir="runs/reference",
+            steps=200,
+            model=replace(_QUICKSTART.model, dropout=0.1, attention_dropout=0.1),
             data=replace(_QUICKSTART.data, sources=("reference",)),
+            evaluate_every=50,
             prompt="",
         ),
     ),
@@ -333,7 +336,8 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
             ),
         )
     if exit_code == 0:
-        print(final_report(config, run, data, state.averaged), flush=True)
+        report = run.folder("samples") / "report.txt"
+        print(kept_text(report, lambda: final_report(config, run, data, state.averaged)))
     return exit_code
 
 
@@ -356,29 +360,20 @@ def sample_text(
 def final_report(
     config: PretrainConfig, run: RunDirectory, data: TextData, model: LanguageModel
 ) -> str:
-    """Say what the run has come to; kept with the run, so that it is computed once."""
-    path = run.folder("samples") / "report.txt"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    """Say what the run has come to."""
     last = json.loads(run.metrics.path.read_text(encoding="utf-8").splitlines()[-1])
-    lines = [
-        describe_likelihood(last["val/loss"], last["val/bits_per_byte"], data.validation_bytes)
-    ]
+    loss, bits = last["val/loss"], last["val/bits_per_byte"]
+    lines = [describe_likelihood(loss, bits, data.validation_bytes)]
     if config.compare_xz:
         lines.append(describe_xz(data))
     if config.data.all_sources == ("stdlib",):
-        sampling = SamplingConfig(config.temperature)
+        how = SamplingConfig(config.temperature)
         lines.append(
-            describe_python_syntax(
-                model, data, sampling, max_tokens=config.length, seed=config.seed
-            )
+            describe_python_syntax(model, data, how, max_tokens=config.length, seed=config.seed)
         )
     lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
     lines.append(f"more text:     python experiments/lm_sample.py --run {run.path}")
-    text = "\n".join(lines)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, text)
-    return text
+    return "\n".join(lines)
 
 
 def main() -> int:

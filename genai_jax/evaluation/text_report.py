@@ -1,13 +1,27 @@
 """What a language model has come to, beside what a compressor and people make of the same text."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from genai_jax.data.text import TextData
 from genai_jax.decoding.generate import DecodingModel, generate
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import prompt_tokens
 from genai_jax.evaluation.compression import xz_bits_per_byte
 from genai_jax.evaluation.python_syntax import share_of_lines_that_parse
+from genai_jax.training.json_lines import write_atomically
 
 _PROGRAMS = 32
+
+
+def kept_text(path: Path, make: Callable[[], str]) -> str:
+    """Read a text that was made before; where there is none, make and keep it."""
+    if not path.exists():
+        text = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+        return text
+    return path.read_text(encoding="utf-8")
 
 
 def describe_likelihood(loss: float, bits_per_byte: float, num_bytes: int) -> str:
