@@ -159,7 +159,7 @@ _SHAKESPEARE_FAST = replace(
 )
 _QUICKSTART = PretrainConfig(
     workdir="runs/quickstart",
-    steps=500,
+    steps=400,
     batch_size=16,
     model=TransformerConfig(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=384, max_length=256),
     data=TextConfig(vocab_size=2048),
