@@ -251,7 +251,7 @@ def _survey(config: TextConfig, counts: Counter[str]) -> _Survey:
     if contiguous and len(hashes) > 1:
         raise ValueError(
             f"a contiguous split must have exactly one document; got {len(hashes)}. "
-            "Choose --data.split documents, or join the files."
+            "Give one text (--data.path book.txt), or choose --data.split documents."
         )
     sides = np.zeros(1, bool) if contiguous else _sides(hashes, config.validation_fraction)
     return _Survey(contiguous, sides, content.hexdigest())

@@ -199,8 +199,10 @@ def _prepare(
         if not (path / _CONFIG).exists():
             _write_config(path, config, {})
             return False, lock
-        if overwrite:
-            _read_config(path)  # many a folder holds a config.json: only a run is deleted
+        _read_config(path)  # many a folder holds a config.json: only a run is touched
+        # One that was refused its data, say, has nothing to lose: its options may be put right.
+        begun = (path / "checkpoints").exists() or (path / "metrics.jsonl").exists()
+        if overwrite or not begun:
             _clear(path)
             _write_config(path, config, {})
             return False, lock

@@ -29,6 +29,20 @@ def contents(folder):
     return {p.name: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
+def begin(folder, **options):
+    with open_run(folder, Config(), **options) as run:
+        run.metrics.append({"step": 1})
+
+
+def test_a_run_without_a_step_may_be_put_right(tmp_path):
+    """As after an error in the data: nothing would be lost."""
+    open_run(tmp_path, Config(), identity={"data": "a"}).close()
+    with open_run(tmp_path, Config(steps=6), identity={"data": "b"}) as run:
+        assert not run.resumed
+        assert run.config["steps"] == 6
+    assert read_run(tmp_path)[1] == {"data": "b"}
+
+
 def test_same_configuration_resumes(tmp_path):
     with open_run(tmp_path / "run", Config(), identity={"data": "a"}) as run:
         assert not run.resumed
@@ -42,7 +56,7 @@ def test_same_configuration_resumes(tmp_path):
 
 
 def test_changed_configuration_is_refused_field_by_field(tmp_path):
-    open_run(tmp_path, Config()).close()
+    begin(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(RunError) as refused:
         open_run(tmp_path, Config(steps=6, optimizer=Optimizer(0.2)), **SAME)
@@ -52,7 +66,7 @@ def test_changed_configuration_is_refused_field_by_field(tmp_path):
 
 
 def test_other_data_are_refused(tmp_path):
-    open_run(tmp_path, Config(), identity={"data": "a", "tokenizer": "t"}).close()
+    begin(tmp_path, identity={"data": "a", "tokenizer": "t"})
     with pytest.raises(RunError, match="the data changed"):
         open_run(tmp_path, Config(), identity={"data": "b", "tokenizer": "t"})
     open_run(tmp_path, Config(), identity={"data": "a", "tokenizer": "t"}).close()  # unlocked
