@@ -1,12 +1,13 @@
 """The loop, with a model of one number whose every value is known."""
 
-import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.json_lines import read_json_lines
 from genai_jax.training.loop import Interludes, host_means, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter
 from genai_jax.training.run_directory import open_run
@@ -68,7 +69,7 @@ class World:
 
     @property
     def metrics(self):
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
+        return read_json_lines(self.folder / "metrics.jsonl")
 
 
 @pytest.fixture
@@ -140,8 +141,6 @@ def test_lines_beyond_the_checkpoint_are_written_again(world, tmp_path):
     """As after a kill between a checkpoint and the next."""
     world.run()
     before = world.metrics
-    import shutil
-
     shutil.rmtree(world.folder / "checkpoints" / "7")
     assert world.run() == (28.0, 0)
     assert world.metrics == before
