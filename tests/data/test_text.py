@@ -255,7 +255,7 @@ def test_refusals_say_what_to_do(config, corpus, tmp_path):
             r"at least two.*got 1\. Choose --data\.split contiguous",
             {"path": one, "split": "documents"},
         ),
-        ("exactly one document; got 80. Choose", {"split": "contiguous"}),
+        ("exactly one document; got 80. Give one text", {"split": "contiguous"}),
         ("`sources` must name", {"path": None, "sources": ()}),
         ("`weights` must have one for each of the 1", {"weights": (1.0, 2.0)}),
         ("`weights` must be positive", {"weights": (0.0,)}),
