@@ -1,0 +1,1 @@
+"""Diffusion: the noise process, what a network predicts of it, samplers, guidance, likelihood."""
