@@ -48,7 +48,7 @@ README_COMMANDS = (
 )
 
 # Distributions whose import name is not their own name.
-DISTRIBUTION = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
+DISTRIBUTION = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
