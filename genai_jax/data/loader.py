@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from genai_jax.data.packing import Rows
+from genai_jax.data.rows import Rows
 from genai_jax.types import Batch
 
 _THREADS = 2

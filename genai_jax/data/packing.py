@@ -7,50 +7,18 @@ The target of a document's last token is the next one's eot. Nothing is padded, 
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from genai_jax.data.random_order import permutation, random_bits
+from genai_jax.data.rows import NumberedRows, Row, Rows
 
-Row = dict[str, np.ndarray]
 Tokens = Integer[np.ndarray, " tokens"]
 Numbers = Int64[np.ndarray, " documents"]
 Offsets = Int64[np.ndarray, " offsets"]
 _SHARES = 1_000_000
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """Rows by number: `rows[i]` for any i >= 0; `len(rows)` of them are an epoch."""
-
-    def __len__(self) -> int:
-        """Count the rows of an epoch."""
-        ...
-
-    def __getitem__(self, i: int) -> Row:
-        """Make row i."""
-        ...
-
-
-class _NumberedRows(grain.MapDataset[Row]):
-    """Random access in Grain's manner: any i >= 0, where numbers beyond an epoch are later ones."""
-
-    def _row(self, i: int) -> Row:
-        raise NotImplementedError
-
-    def __iter__(self) -> Any:
-        """Iterate over one epoch, in this thread."""
-        return map(self._row, range(len(self)))
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return self.slice(i)
-        if i < 0:
-            raise IndexError(f"rows are numbered from 0 on; got {i}.")
-        return self._row(int(i))
 
 
 class _Circle(NamedTuple):
@@ -89,7 +57,7 @@ class _Circle(NamedTuple):
         }
 
 
-class PackedRows(_NumberedRows):
+class PackedRows(NumberedRows):
     """Packed rows of documents, epoch after epoch, each in another order.
 
     An epoch permutes the documents, cuts their circle every T tokens from a phase of its own, and
@@ -145,7 +113,7 @@ class PackedRows(_NumberedRows):
         return circle.window(self._tokens, self._offsets, start, self._length)
 
 
-class ContiguousRows(_NumberedRows):
+class ContiguousRows(NumberedRows):
     """Windows of one long text, each from a random place (A. Karpathy's nanoGPT samples so)."""
 
     def __init__(self, tokens: Tokens, *, length: int, seed: int) -> None:
@@ -178,7 +146,7 @@ class ContiguousRows(_NumberedRows):
         }
 
 
-class WholeRows(_NumberedRows):
+class WholeRows(NumberedRows):
     """A split from its beginning to its end, each token predicted once; for validation.
 
     Documents are packed in the order of the cache, the last one's end included; of one long text
@@ -237,7 +205,7 @@ class WholeRows(_NumberedRows):
         return {name: np.where(counted, x, x.dtype.type(0)) for name, x in row.items()}
 
 
-class MixedRows(_NumberedRows):
+class MixedRows(NumberedRows):
     """Rows of several sources in exact proportions, interleaved evenly; each has its own epochs."""
 
     def __init__(self, sources: Sequence[Rows], weights: Sequence[float]) -> None:

@@ -14,7 +14,8 @@ from jaxtyping import Bool
 
 from genai_jax.data.cleaning import Policies, clean_documents, limit_document
 from genai_jax.data.corpora import Document, read_documents, source_stamp
-from genai_jax.data.packing import ContiguousRows, MixedRows, PackedRows, Rows, WholeRows
+from genai_jax.data.packing import ContiguousRows, MixedRows, PackedRows, WholeRows
+from genai_jax.data.rows import Rows
 from genai_jax.data.token_cache import (
     FORMAT,
     TokenCache,
