@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+# Scale of the variance of kernels that end a branch: what DDPM has in place of zero.
+ALMOST_ZERO = 1e-10
+
 
 class Linear(nnx.Module):
     r"""Affine map $y = xW + b$ from `in_shape` to `out_shape`, which may have several axes each.
@@ -23,11 +26,16 @@ class Linear(nnx.Module):
         key: PRNGKeyArray,
         *,
         init_std: float,
+        uniform: bool = False,
         use_bias: bool = False,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
     ):
-        """Draw the kernel from a normal distribution of width `init_std`; the bias is zero."""
-        kernel = init_std * jax.random.normal(key, (*in_shape, *out_shape), jnp.float32)
+        """Draw the kernel with standard deviation `init_std`, normal or uniform; bias zero."""
+        shape = (*in_shape, *out_shape)
+        if uniform:
+            kernel = 3**0.5 * init_std * jax.random.uniform(key, shape, jnp.float32, -1, 1)
+        else:
+            kernel = init_std * jax.random.normal(key, shape, jnp.float32)
         self.kernel = nnx.Param(kernel.astype(param_dtype))
         self.bias = nnx.Param(jnp.zeros(out_shape, param_dtype)) if use_bias else None
         self.in_shape = in_shape
@@ -44,6 +52,19 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype).reshape(-1)
         return y.reshape(*batch_shape, *self.out_shape)
+
+
+def scaled_std(fan_in: int, fan_out: int, scale: float = 1.0) -> float:
+    r"""Compute the initial standard deviation of a kernel: $\sqrt{2 s / (n_{in} + n_{out})}$.
+
+    It keeps variances, forwards and backwards, halfway (Glorot and Bengio, AISTATS 2010, eq. 12).
+
+    Args:
+        fan_in: Inputs that an output is made from: channels × pixels.
+        fan_out: Outputs that an input goes to.
+        scale: s, of the variance.
+    """
+    return math.sqrt(2 * scale / (fan_in + fan_out))
 
 
 def _for_fast_gradients(kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
