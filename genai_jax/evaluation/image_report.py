@@ -1,0 +1,347 @@
+"""What samples are worth: every measure of several draws, beside real images and controls.
+
+Every draw has as many images as the held-out split, the reference of all of them. A column of the
+table is one way to get images (a model, the training split, a control), a line one measure.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Integer
+
+from genai_jax.data.image_rows import float_to_levels, levels_to_float
+from genai_jax.evaluation.classes import Predict, agreement
+from genai_jax.evaluation.features import FeatureFunction, pixels
+from genai_jax.evaluation.frechet import frechet_distance, moments_of
+from genai_jax.evaluation.kernel_distance import kernel_distance
+from genai_jax.evaluation.memorisation import memorisation
+from genai_jax.evaluation.precision_recall import precision_recall
+from genai_jax.evaluation.two_sample import (
+    nearest_neighbour_accuracy,
+    train_on_samples_test_on_real,
+)
+
+
+class LabelledImages(NamedTuple):
+    """Images and what they are, or were asked to be.
+
+    Attributes:
+        images: In [-1, 1].
+        labels: One an image, or one for each head of the classifier; None where there are none.
+    """
+
+    images: Float32[np.ndarray, "n h w c"]
+    labels: Integer[np.ndarray, "n ..."] | None
+
+
+Draw = Callable[[int], LabelledImages]
+"""`seed -> images`."""
+
+MEASURES: dict[str, str] = {
+    "frechet": "Fréchet, features",
+    "frechet_pixels": "Fréchet, pixels",
+    "kernel": "kernel (KID), features",
+    "precision": "precision, features",
+    "recall": "recall, features",
+    "agreement": "class agreement",
+    "two_sample": "1-NN accuracy, pixels",
+    "two_sample_features": "1-NN accuracy, features",
+    "trained_on": "trained on it, real accuracy",
+    "close": "close to training images",
+    "copied": "equal to training images",
+}
+"""Every measure, with the name of its line."""
+
+_CLOSE_PERCENTILE = 5.0
+
+
+class Yardstick:
+    """Measures draws against one held-out split.
+
+    Samples are rounded to the levels of the data first: whatever is off them could be told apart by
+    that alone.
+    """
+
+    def __init__(
+        self,
+        train: LabelledImages,
+        held_out: LabelledImages,
+        *,
+        levels: int,
+        features: FeatureFunction,
+        predict: Predict,
+    ) -> None:
+        """Compute what all draws share.
+
+        Args:
+            train: What the model was trained on.
+            held_out: What it was not; the reference.
+            levels: L, values that a channel of a pixel has.
+            features: What images are compared by, beside their pixels.
+            predict: The classifier.
+        """
+        self.train, self.held_out, self.levels = train, held_out, levels
+        self._features, self._predict = features, predict
+        self._real_features = features(held_out.images)
+        self._real_pixels, self._train_pixels = pixels(held_out.images), pixels(train.images)
+        self._real_moments = moments_of(self._real_features)
+        self._real_pixel_moments = moments_of(self._real_pixels)
+
+    @property
+    def count(self) -> int:
+        """Images of every draw: as many as are held out."""
+        return len(self.held_out.images)
+
+    def on_levels(self, images: Float32[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n h w c"]:
+        """Round images to the levels of the data."""
+        return levels_to_float(float_to_levels(images, self.levels), self.levels)
+
+    def frechet(self, images: Float32[np.ndarray, "n h w c"]) -> float:
+        """Measure the Fréchet distance on features alone, as solvers are compared by."""
+        features = self._features(self.on_levels(images))
+        return frechet_distance(moments_of(features), self._real_moments)
+
+    def measure(self, drawn: LabelledImages) -> dict[str, float]:
+        """Measure one draw: a value for each of `MEASURES`, NaN where it has no labels to go by.
+
+        Raises:
+            ValueError: If there are not as many images as are held out.
+        """
+        if len(drawn.images) != self.count:
+            raise ValueError(
+                f"A draw must have as many images as are held out; got {len(drawn.images)} and "
+                f"{self.count}. The Fréchet distance depends on it."
+            )
+        images = self.on_levels(drawn.images)
+        features, flat = self._features(images), pixels(images)
+        fidelity = precision_recall(features, self._real_features)
+        near = memorisation(
+            flat, self._train_pixels, self._real_pixels, percentile=_CLOSE_PERCENTILE
+        )
+        told, taught = math.nan, math.nan
+        if drawn.labels is not None:
+            told = agreement(self._predict(images), drawn.labels)
+            if drawn.labels.ndim == 1 and self.held_out.labels is not None:
+                taught = train_on_samples_test_on_real(
+                    flat, drawn.labels, self._real_pixels, self.held_out.labels
+                )
+        return {
+            "frechet": frechet_distance(moments_of(features), self._real_moments),
+            "frechet_pixels": frechet_distance(moments_of(flat), self._real_pixel_moments),
+            "kernel": kernel_distance(features, self._real_features).value,
+            "precision": fidelity.precision,
+            "recall": fidelity.recall,
+            "agreement": told,
+            "two_sample": nearest_neighbour_accuracy(flat, self._real_pixels).accuracy,
+            "two_sample_features": nearest_neighbour_accuracy(
+                features, self._real_features
+            ).accuracy,
+            "trained_on": taught,
+            "close": near.share_close,
+            "copied": near.share_copied,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One way to get images, measured.
+
+    Attributes:
+        name: Of the column.
+        draws: What each draw was measured to be.
+        bits: Bits per dimension of the held-out images; NaN where it was not measured, infinite
+            where they are impossible.
+        judged: Whether it is held against the bars; the training images, which set one, are not.
+    """
+
+    name: str
+    draws: list[dict[str, float]]
+    bits: float = math.nan
+    judged: bool = True
+
+    def values(self, measure: str) -> np.ndarray:
+        """List a measure over the draws."""
+        return np.array([draw[measure] for draw in self.draws])
+
+    def mean(self, measure: str) -> float:
+        """Average a measure over the draws; bits have one value."""
+        return self.bits if measure == "bits" else float(self.values(measure).mean())
+
+    def spread(self, measure: str) -> float:
+        """Compute the standard deviation of a measure over the draws; NaN for a single one."""
+        values = self.values(measure)
+        return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def measure_draws(
+    name: str,
+    draw: Draw,
+    yardstick: Yardstick,
+    seeds: Sequence[int],
+    *,
+    bits: float = math.nan,
+    judged: bool = True,
+) -> Column:
+    """Draw with every seed and measure."""
+    return Column(name, [yardstick.measure(draw(seed)) for seed in seeds], bits, judged)
+
+
+def draw_training_images(train: LabelledImages, count: int) -> Draw:
+    """Make draws of `count` different training images each; all of them where there are fewer."""
+
+    def draw(seed: int) -> LabelledImages:
+        random = np.random.default_rng(seed)
+        chosen = random.choice(len(train.images), count, replace=count > len(train.images))
+        labels = None if train.labels is None else train.labels[chosen]
+        return LabelledImages(train.images[chosen], labels)
+
+    return draw
+
+
+def draw_gaussians(train: LabelledImages, labels: np.ndarray | None, count: int) -> Draw:
+    """Make draws from a Gaussian with the mean and covariance of the training images.
+
+    Args:
+        train: What it is fitted to.
+        labels: One Gaussian is fitted to each class, and draws have these labels; None fits one
+            Gaussian to all.
+        count: Images of a draw.
+    """
+    groups = np.zeros(len(train.images), np.int64) if labels is None else train.labels
+    asked = np.zeros(count, np.int64) if labels is None else labels[:count]
+    assert groups is not None
+    flat = pixels(train.images)
+    fits = {}
+    for group in np.unique(asked):
+        moments = moments_of(flat[groups == group])
+        values, vectors = np.linalg.eigh(moments.covariance)
+        fits[group] = moments.mean, vectors * np.sqrt(np.maximum(values, 0))
+
+    def draw(seed: int) -> LabelledImages:
+        normal = np.random.default_rng(seed).standard_normal((count, flat.shape[1]))
+        drawn = np.empty_like(normal)
+        for group, (mean, root) in fits.items():
+            drawn[asked == group] = mean + normal[asked == group] @ root.T
+        images = drawn.reshape(count, *train.images.shape[1:]).astype(np.float32)
+        return LabelledImages(images, None if labels is None else asked)
+
+    return draw
+
+
+class Bar(NamedTuple):
+    """What a measure must come to.
+
+    Attributes:
+        measure: Which.
+        limit: The bar.
+        at_least: Whether it must be reached; else it must not be passed.
+    """
+
+    measure: str
+    limit: float
+    at_least: bool = False
+
+    def fails(self, column: Column) -> bool:
+        """Whether a column fails it; what was not measured does not fail."""
+        value = column.mean(self.measure)
+        return value < self.limit if self.at_least else value > self.limit
+
+    def words(self) -> str:
+        """Say it, as `<= 0.6`."""
+        return f"{'>=' if self.at_least else '<='} {self.limit:.3g}"
+
+
+def make_bars(real: Column, best_density_bits: float = math.nan) -> list[Bar]:
+    """Say what samples must come to.
+
+    Args:
+        real: The training images, measured: the Fréchet distance of samples may be twice theirs.
+        best_density_bits: Bits per dimension of the best simple density, to be beaten; NaN sets no
+            such bar.
+    """
+    bars = [
+        Bar("agreement", 0.97, at_least=True),
+        Bar("frechet", 2 * real.mean("frechet")),
+        Bar("two_sample", 0.60),
+        Bar("close", 0.25),
+    ]
+    if not math.isnan(best_density_bits):
+        # To be below it, not at it.
+        bars.append(Bar("bits", float(np.nextafter(best_density_bits, -math.inf))))
+    return bars
+
+
+def format_table(columns: Sequence[Column], bars: Sequence[Bar]) -> str:
+    """Write the table, and under it which bars each column fails.
+
+    Values are means over the draws ± their standard deviation.
+    """
+    bar_of = {bar.measure: bar for bar in bars}
+    lines = [["", *(column.name for column in columns), "bar"]]
+    names = {**MEASURES, "bits": "bits per dimension"}
+    for measure, name in names.items():
+        cells = [_cell(column, measure) for column in columns]
+        if any(cell != "-" for cell in cells):
+            bar = bar_of[measure].words() if measure in bar_of else ""
+            lines.append([name, *cells, bar])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "-" * max(map(len, text)))
+    return "\n".join([*text, "", *(_verdict(c, bars) for c in columns if c.judged)])
+
+
+def _cell(column: Column, measure: str) -> str:
+    mean = column.mean(measure)
+    if math.isnan(mean):
+        return "-"
+    if measure == "bits":
+        return f"{mean:.3f}"
+    digits = 5 if measure == "kernel" else 3
+    spread = column.spread(measure)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+
+
+def _verdict(column: Column, bars: Sequence[Bar]) -> str:
+    names = {**MEASURES, "bits": "bits per dimension"}
+    failed = [
+        f"{names[bar.measure]} {column.mean(bar.measure):.3g}, not {bar.words()}"
+        for bar in bars
+        if bar.fails(column)
+    ]
+    if failed:
+        return f"{column.name}: fails {'; '.join(failed)}"
+    measured = sum(not math.isnan(column.mean(bar.measure)) for bar in bars)
+    return f"{column.name}: passes all {measured} bars that it was measured by"
+
+
+def as_json(columns: Sequence[Column], bars: Sequence[Bar]) -> dict[str, Any]:
+    """Give every value of every draw, and every bar, as JSON values; NaN is null."""
+
+    def finite(value: float) -> float | str | None:
+        if math.isnan(value):
+            return None
+        return value if math.isfinite(value) else str(value)
+
+    def of(draw: Mapping[str, float]) -> dict[str, float | str | None]:
+        return {name: finite(value) for name, value in draw.items()}
+
+    return {
+        "columns": {
+            column.name: {
+                "draws": [of(draw) for draw in column.draws],
+                "bits_per_dimension": finite(column.bits),
+                "fails": [bar.measure for bar in bars if column.judged and bar.fails(column)],
+            }
+            for column in columns
+        },
+        "bars": {bar.measure: {"limit": bar.limit, "at_least": bar.at_least} for bar in bars},
+    }
