@@ -113,6 +113,9 @@ class Process:
     def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         r"""Compute $\lambda(t) = \log(\alpha_t^2 / \sigma_t^2)$; infinite at t = 0.
 
+        Where no signal is left it is -80 before the shift, not minus infinity, so that differences
+        of two are never undefined.
+
         Args:
             t: Times in [0, 1].
 
@@ -126,6 +129,7 @@ class Process:
             raw = self._table_log_snr(t)
         else:
             raw = self._continuous_log_snr(t * jnp.asarray(self._last_time, t.dtype))
+            raw = jnp.maximum(raw, _NO_SIGNAL)
         return raw - 2 * math.log(self.shift)
 
     def time_at(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -157,7 +161,7 @@ class Process:
         edm (Karras et al., arXiv:2206.00364, table 1, $c_\mathrm{noise}$); else 1000 t.
         """
         if self.num_steps:
-            return t * self.num_steps - 1
+            return self._place(t) - 1
         return self.log_snr(t) / -8 if self.schedule == "edm" else 1000 * t
 
     @functools.cached_property
@@ -165,8 +169,9 @@ class Process:
         """Where on the schedule's own clock t = 1 is."""
         if self.log_snr_min is None:
             return 1.0
-        with jax.ensure_compile_time_eval():
-            raw = jnp.asarray(self.log_snr_min + 2 * math.log(self.shift))
+        # In float64 whatever asks first: one process, one clock.
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            raw = jnp.asarray(self.log_snr_min + 2 * math.log(self.shift), jnp.float64)
             return float(jnp.clip(self._continuous_time(raw), 0, 1))
 
     def _continuous_log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -175,23 +180,21 @@ class Process:
                 slow, fast = self._beta_rates
                 return -_log_expm1(slow * t + (fast - slow) / 2 * t**2)
             case "cosine":
-                angle = self._cosine_angle(t)
-                # Of the ratio f(t) / f(0) of squared cosines: 1 - ratio without cancellation.
-                first = self._cosine_angle(jnp.zeros_like(t))
-                signal = jnp.square(jnp.cos(angle))
-                noise = jnp.sin(angle - first) * jnp.sin(angle + first)
-                return jnp.log(signal) - jnp.log(noise)
+                # Of the ratio f(t) / f(0) of squared cosines. Signal and noise are products of
+                # sines of angles from where they vanish: nothing cancels at either end.
+                first, span = self._cosine_angles
+                noise = jnp.sin(span * t) * jnp.sin(span * t + 2 * first)
+                return 2 * _log_signal(jnp.sin(span * (1 - t))) - jnp.log(noise)
             case "sigmoid":
-                start, end = self.sigmoid_start, self.sigmoid_end
-                here = start + (end - start) * t
-                # alpha^2 = (S(end) - S(here)) / (S(end) - S(start)), S logistic.
-                signal = jax.nn.sigmoid(jnp.asarray(end, t.dtype)) - jax.nn.sigmoid(here)
-                noise = jax.nn.sigmoid(here) - jax.nn.sigmoid(jnp.asarray(start, t.dtype))
-                return jnp.log(signal) - jnp.log(noise)
+                # alpha^2 = (S(end) - S(here)) / (S(end) - S(start)), S logistic, and
+                # S(a) - S(b) = sinh((a - b) / 2) / (2 cosh(a / 2) cosh(b / 2)).
+                half = (self.sigmoid_end - self.sigmoid_start) / 2
+                signal = _log_signal(jnp.sinh(half * (1 - t)))
+                return signal - jnp.log(jnp.sinh(half * t)) + self._sigmoid_offset
             case "edm":
                 return -2 * jnp.log(self.sigma_max * t)
             case "flow":
-                return 2 * (jnp.log1p(-t) - jnp.log(t))
+                return 2 * (_log_signal(1 - t) - jnp.log(t))
 
     def _continuous_time(self, log_snr: Float[Array, "*b"]) -> Float[Array, "*b"]:
         match self.schedule:
@@ -201,34 +204,52 @@ class Process:
                 root = jnp.sqrt(slow**2 + 2 * (fast - slow) * integral)
                 return 2 * integral / (slow + root)
             case "cosine":
-                first = self._cosine_angle(jnp.zeros_like(log_snr))
-                cosine = jnp.exp(jax.nn.log_sigmoid(log_snr) / 2) * jnp.cos(first)
-                # By the tangent: arccos is blunt near 1.
-                angle = jnp.arctan2(jnp.sqrt(jnp.maximum(1 - cosine**2, 0)), cosine)
-                offset = self.cosine_offset
-                return (1 + offset) * angle / (math.pi / 2) - offset
+                # alpha = cos(angle) / cos(first), and with sin(angle)^2 - sin(first)^2 =
+                # sin(angle - first) sin(angle + first) the angle from the first one.
+                first, span = self._cosine_angles
+                cosine, sine = math.cos(first), math.sin(first)
+                alpha, sigma = alpha_sigma("variance_preserving", log_snr)
+                angle_cosine = alpha * cosine
+                angle_sine = jnp.sqrt(sine**2 + (sigma * cosine) ** 2)
+                difference = (sigma * cosine) ** 2 / (angle_sine * cosine + angle_cosine * sine)
+                return jnp.arctan2(difference, angle_cosine * cosine + angle_sine * sine) / span
             case "sigmoid":
-                start, end = self.sigmoid_start, self.sigmoid_end
-                low = jax.nn.sigmoid(jnp.asarray(start, log_snr.dtype))
-                high = jax.nn.sigmoid(jnp.asarray(end, log_snr.dtype))
-                here = low + (high - low) * jax.nn.sigmoid(-log_snr)
-                return (jnp.log(here) - jnp.log1p(-here) - start) / (end - start)
+                half = (self.sigmoid_end - self.sigmoid_start) / 2
+                ratio = jnp.exp(log_snr - self._sigmoid_offset)
+                growth = 2 * math.sinh(half) / (ratio + math.exp(-half))
+                return jnp.log1p(growth) / (2 * half)
             case "edm":
                 return jnp.exp(-log_snr / 2) / self.sigma_max
             case "flow":
                 return jax.nn.sigmoid(-log_snr / 2)
 
-    def _cosine_angle(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        return (t + self.cosine_offset) / (1 + self.cosine_offset) * (math.pi / 2)
+    @property
+    def _cosine_angles(self) -> tuple[float, float]:
+        """Where on the cosine t = 0 is, and how far from there to its zero, in radians."""
+        span = math.pi / 2 / (1 + self.cosine_offset)
+        return span * self.cosine_offset, span
+
+    @property
+    def _sigmoid_offset(self) -> float:
+        """What the ends of the logistic curve add to a log-SNR: log cosh(start/2)/cosh(end/2)."""
+        return math.log(math.cosh(self.sigmoid_start / 2) / math.cosh(self.sigmoid_end / 2))
 
     @property
     def _beta_rates(self) -> tuple[float, float]:
         """First and last beta a unit of time."""
         return self.beta_first * _DDPM_STEPS, self.beta_last * _DDPM_STEPS
 
+    def _place(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """Compute t T, exactly k where t is k / T as far as its dtype can say."""
+        place = t * self.num_steps
+        step = jnp.round(place)
+        is_step = jnp.abs(place - step) <= 2 * jnp.finfo(t.dtype).eps * step
+        # Rounded in value alone: a step has a slope too.
+        return place + jax.lax.stop_gradient(jnp.where(is_step, step - place, 0))
+
     def _table_log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         table = jnp.asarray(discrete_log_snr(self), t.dtype)
-        place = t * self.num_steps
+        place = self._place(t)
         inside = jnp.interp(place, jnp.arange(1, self.num_steps + 1, dtype=t.dtype), table)
         # Before the first step sigma^2 grows as t does.
         return jnp.where(place < 1, table[0] - jnp.log(jnp.minimum(place, 1)), inside)
@@ -252,6 +273,11 @@ def alpha_sigma(
             return jnp.ones_like(log_snr), jnp.exp(-log_snr / 2)
         case "flow":
             return jax.nn.sigmoid(log_snr / 2), jax.nn.sigmoid(-log_snr / 2)
+
+
+def _log_signal(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Compute log(x), finite and with a finite slope where nothing is left."""
+    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
 
 
 def _log_expm1(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -287,6 +313,7 @@ def discrete_betas(process: Process) -> Float64[np.ndarray, " steps"]:
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
         squares = np.concatenate([[1.0], alphas**2])
         betas = 1 - squares[1:] / squares[:-1]
+    betas.setflags(write=False)  # one array for all who ask
     return betas
 
 
@@ -311,4 +338,6 @@ def discrete_log_snr(process: Process) -> Float64[np.ndarray, " steps"]:
     # log(alpha_bar) and log(1 - alpha_bar) from the sum of logs: no cancellation at either end.
     with np.errstate(divide="ignore"):
         log_signal = np.cumsum(np.log1p(-betas))
-        return np.maximum(log_signal - np.log(-np.expm1(log_signal)), _NO_SIGNAL)
+        table = np.maximum(log_signal - np.log(-np.expm1(log_signal)), _NO_SIGNAL)
+    table.setflags(write=False)
+    return table

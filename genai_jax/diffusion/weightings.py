@@ -111,7 +111,7 @@ def loss_weight(
         case "vlb":
             if process.num_steps:
                 before = process.log_snr(t - 1 / process.num_steps)
-                # The first step is the decoder's; count it as the second.
+                # The first step is the decoder's: a Gaussian of variance sigma^2 / alpha^2.
                 first = t < 1.5 / process.num_steps
                 gain = jnp.where(first, 1.0, jnp.expm1(jnp.where(first, 0, before - log_snr)))
                 return process.num_steps / 2 * gain * jnp.exp(log_snr) * ratio
