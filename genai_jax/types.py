@@ -33,4 +33,5 @@ Metrics = dict[str, tuple[Array, Array]]
 """Scalars by name, as (sum, weight)."""
 
 Objective = Callable[[Any, Batch, Any], Terms]
-"""`(model, batch, context) -> Terms`; the batch carries one PRNG key per row as `batch["key"]`."""
+"""`(model, batch, context) -> Terms`; in training the batch carries a PRNG key a row as `key`, and
+as `stratified` a number in [0, 1) a row, evenly spread over the global batch."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
 
 from genai_jax.parallel.sharding import replicated
 from genai_jax.training.ema import EMAConfig, ema_decay, ema_update
@@ -33,9 +34,30 @@ def row_keys(seed: int, step: Array | int, rows: int, purpose: str = "train") ->
         rows: B.
         purpose: What the noise is for; other purposes give other keys.
     """
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    key = jax.random.fold_in(key, crc32(purpose.encode()))
+    key = _key_for(purpose, seed, step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def stratified_times(seed: int, step: Array | int, rows: int) -> Float[Array, " b"]:
+    r"""Give every row of the global batch a number in [0, 1), one in each b-th of it.
+
+    $(u + i / b) \bmod 1$ for row i, one uniform u a step: each is uniform on its own, and together
+    they are spread evenly, so that a mean over noise levels varies less from step to step.
+
+    Args:
+        seed: Of the run.
+        step: Number of completed updates.
+        rows: b, of the global batch.
+
+    Reference: Kingma et al., arXiv:2107.00630, appendix I.1.
+    """
+    u = jax.random.uniform(_key_for("time", seed, step))
+    return (u + jnp.arange(rows, dtype=jnp.float32) / rows) % 1
+
+
+def _key_for(purpose: str, seed: int, step: Array | int) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(key, crc32(purpose.encode()))
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
@@ -65,11 +87,13 @@ def global_gradients(
     context: PyTree,
     microbatches: int,
     over_data: Callable[[PyTree], PyTree],
+    *,
+    unroll: bool = False,
 ) -> tuple[PyTree, Metrics]:
     """Sum gradients and metrics over the microbatches of these rows, then `over_data`.
 
     Weights depend on the batch alone: their totals over the global batch come first, so that each
-    microbatch can divide by them at once and the cut changes nothing.
+    microbatch can divide by them at once and the cut changes nothing. Arguments: `make_train_step`.
     """
     parts = split_rows(batch, microbatches)
 
@@ -91,17 +115,31 @@ def global_gradients(
     else:
 
         def add(summed: PyTree, part: Batch) -> tuple[PyTree, None]:
+            part = _after(summed, part) if unroll else part
             return jax.tree.map(jnp.add, summed, gradients_of(model, part)), None
 
         shapes = jax.eval_shape(gradients_of, model, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        summed, _ = jax.lax.scan(add, zeros, parts)
+        summed, _ = jax.lax.scan(add, zeros, parts, unroll=unroll)
     gradients, sums = over_data(summed)
     return gradients, {name: (sums[name], totals[name]) for name in sums}
 
 
+def _after(done: PyTree, part: Batch) -> Batch:
+    """Have a part of a batch wait until other arrays are computed, by adding zero times them.
+
+    Out of a loop the CPU's compiler would interleave the parts and hold all of them in memory; it
+    drops optimization barriers before it decides on the order.
+    """
+    zero = 0 * sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(done))
+    return {
+        name: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in part.items()
+    }
+
+
 def make_gradients(
-    objective: Objective, mesh: Mesh, microbatches: int = 1
+    objective: Objective, mesh: Mesh, microbatches: int = 1, *, unroll: bool = False
 ) -> Callable[[PyTree, Batch, PyTree], tuple[PyTree, Metrics]]:
     """Make `(model, batch, context) -> (gradients, metrics)` over a mesh; to be called in `jit`."""
     members = mesh.shape["data"]
@@ -111,7 +149,9 @@ def make_gradients(
 
     def gradients(model: PyTree, batch: Batch, context: PyTree) -> tuple[PyTree, Metrics]:
         total = over_data if members > 1 else lambda tree: tree
-        return global_gradients(objective, model, batch, context, microbatches, total)
+        return global_gradients(
+            objective, model, batch, context, microbatches, total, unroll=unroll
+        )
 
     if members == 1:
         return gradients
@@ -133,6 +173,7 @@ def make_train_step(
     *,
     seed: int,
     microbatches: int = 1,
+    unroll: bool = False,
     clip_norm: float | None = 1.0,
     ema: EMAConfig | None = None,
 ) -> TrainStep:
@@ -147,6 +188,8 @@ def make_train_step(
         seed: Of the noise that the rows get.
         microbatches: How many parts a batch is computed in, one after the other, to save memory;
             the numbers are those of one part.
+        unroll: Whether the parts are written out one by one instead of looped over: slower to
+            compile. For convolutions on a CPU, whose gradient is tens of times slower in a loop.
         clip_norm: The gradient is scaled to this global norm where it is longer; None never.
         ema: How the average of the parameters moves; the state must have one. None has none.
 
@@ -156,12 +199,15 @@ def make_train_step(
 
     Reference: clipping: Pascanu et al., arXiv:1211.5063, algorithm 1.
     """
-    gradients_of = make_gradients(objective, mesh, microbatches)
+    gradients_of = make_gradients(objective, mesh, microbatches, unroll=unroll)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = jax.tree.leaves(batch)[0].shape[0]
         check_rows(rows, mesh, microbatches)
-        batch = batch | {"key": row_keys(seed, state.step, rows)}
+        batch = batch | {
+            "key": row_keys(seed, state.step, rows),
+            "stratified": stratified_times(seed, state.step, rows),
+        }
         gradients, metrics = gradients_of(state.model, batch, state.context)
         norm = optax.tree.norm(gradients)
         if clip_norm is not None:

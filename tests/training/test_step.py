@@ -16,7 +16,15 @@ from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.state import init_state
-from genai_jax.training.step import check_rows, loss_of, make_train_step, row_keys, split_rows
+from genai_jax.training.step import (
+    check_rows,
+    loss_of,
+    make_gradients,
+    make_train_step,
+    row_keys,
+    split_rows,
+    stratified_times,
+)
 from genai_jax.training.storage import to_storage
 from genai_jax.types import Term
 
@@ -198,6 +206,80 @@ def test_noise_depends_on_seed_step_purpose_and_row_alone():
     assert len(np.unique(rows, axis=0)) == len(rows) == 32
     longer = np.asarray(jax.random.key_data(row_keys(0, 0, 9)))
     np.testing.assert_array_equal(longer[:4], keys[0, 0, "train"])
+
+
+def test_times_are_stratified_over_the_global_batch_and_uniform_over_steps():
+    times = np.stack([stratified_times(3, step, 16) for step in range(200)])
+    assert times.dtype == np.float32
+    assert times.min() >= 0
+    assert times.max() < 1
+    strata = np.sort(times.astype(np.float64) * 16, axis=1)
+    np.testing.assert_allclose(np.diff(strata, axis=1), 1, atol=1e-4)
+    # The offset u is uniform: Kolmogorov and Smirnov's distance, 1.63 / sqrt(n) at 1 %.
+    u = np.sort(strata[:, 0])
+    assert np.abs(u - (np.arange(200) + 0.5) / 200).max() < 1.63 / np.sqrt(200)
+    assert not np.isclose(times[0], stratified_times(4, 0, 16)).any()
+
+
+def moments(model, batch, context):
+    """Of the numbers that the step gives the rows."""
+    t, rows = batch["stratified"], jnp.float32(len(batch["stratified"]))
+    return {"loss": Term((model["w"] * t).sum(), rows), "square": Term((t**2).sum(), rows, 0.0)}
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 1), (8, 4)])
+def test_step_gives_the_rows_their_times_before_it_cuts_them(devices, microbatches):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    state = init_state(lambda: {"w": jnp.ones(())}, optax.sgd(0.1), mesh, ())
+    step = make_train_step(
+        moments, optax.sgd(0.1), mesh, state, seed=3, microbatches=microbatches, clip_norm=None
+    )
+    batch = jax.device_put({"x": np.zeros(B, np.float32)}, batch_sharding(mesh))
+    for number in range(2):
+        before = float(state.model["w"])
+        state, metrics = step(state, batch)
+        t = np.asarray(stratified_times(3, number, B), np.float64)
+        assert float(state.model["w"]) == pytest.approx(before - 0.1 * t.mean(), rel=1e-6)
+        assert float(metrics["square"][0]) == pytest.approx(np.square(t).sum(), rel=1e-6)
+
+
+def convolutional(model, batch, context):
+    """A weighted mean over rows of the squares that a stack of convolutions gives."""
+    hidden = batch["image"]
+    for kernel in model:
+        hidden = jax.lax.conv_general_dilated(
+            hidden, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        hidden = jax.nn.silu(hidden)
+    rows = jnp.square(hidden).sum((1, 2, 3))
+    return {"loss": Term((batch["weight"] * rows).sum(), batch["weight"].sum())}
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_unrolled_microbatches_have_no_loop_the_same_numbers_and_less_memory(devices):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    model = [jnp.asarray(rng.normal(size=(3, 3, 4, 4)) / 6, jnp.float32) for _ in range(4)]
+    batch = {
+        "image": rng.normal(size=(32, 8, 8, 4)).astype(np.float32),
+        "weight": rng.integers(0, 3, 32).astype(np.float32),
+    }
+    batch = jax.device_put(batch, batch_sharding(mesh))
+
+    def compute(microbatches, *, unroll):
+        gradients_of = jax.jit(make_gradients(convolutional, mesh, microbatches, unroll=unroll))
+        lowered = gradients_of.lower(model, batch, None)
+        compiled = lowered.compile()
+        scratch = compiled.memory_analysis().temp_size_in_bytes
+        return compiled(model, batch, None), "while" in lowered.as_text(), scratch
+
+    expected, _, whole = compute(1, unroll=False)
+    for unroll in (False, True):
+        actual, loops, scratch = compute(4, unroll=unroll)
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert loops != unroll
+        assert scratch < 0.5 * whole
 
 
 def test_split_rows_deals_them_out():
