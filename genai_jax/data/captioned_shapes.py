@@ -202,7 +202,7 @@ class ShapeExamples(NamedTuple):
     purpose: str
     size: int
 
-    def __getitem__(self, i: int) -> Row:  # type: ignore[override]
+    def example(self, i: int) -> Row:
         """Make example i."""
         example = make_example(self.seed, self.purpose, i, size=self.size)
         tokens = encode_caption(example.caption)
@@ -228,7 +228,7 @@ def open_shapes(*, seed: int, size: int, num_train: int) -> ImageSource:
     )
     digest = hashlib.sha256(f"shapes {_FORMAT} {seed} {size} {num_train}".encode())
     for split in (train, validation, test):
-        for value in split.examples[0].values():
+        for value in split.examples.example(0).values():
             digest.update(value.tobytes())
     return ImageSource(
         train=train,

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genai_jax.data.prepared_sets import open_prepared_set
+
 _NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _SNIFFED_BYTES = 8192
 _SYNTHETIC_DOCUMENTS = 2048
@@ -78,20 +80,21 @@ def source_stamp(source: str) -> list[Any]:
     """
     kind, _, rest = source.partition(":")
     if kind == "stdlib":
-        return [source, *_file_stamps(_library_files())]
+        return [source, *file_stamps(_library_files())]
     if kind == "reference":
         import pydoc_data.topics
 
-        return [source, *_file_stamps([Path(pydoc_data.topics.__file__)])]
+        return [source, *file_stamps([Path(pydoc_data.topics.__file__)])]
     if kind == "files":
-        return [source, *_file_stamps(matching_files(rest))]
+        return [source, *file_stamps(matching_files(rest))]
     if kind == "tfds":
         folder = Path(_tfds_source(rest).dataset_info.data_dir)
-        return [source, *_file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))]
+        return [source, *file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))]
     return [source, np.__version__]
 
 
-def _file_stamps(paths: Sequence[Path]) -> list[list[Any]]:
+def file_stamps(paths: Sequence[Path]) -> list[list[Any]]:
+    """List name, size and times of files: what changes if their content does."""
     stats = [(str(path.absolute()), path.stat()) for path in paths]
     return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats]
 
@@ -225,24 +228,8 @@ def _text_of(record: Any, field: str, where: str) -> bytes:
 
 def _tfds_source(spec: str) -> Any:
     """Open a prepared set of tensorflow-datasets by `NAME[:SPLIT]`, without TensorFlow."""
-    import tensorflow_datasets as tfds
-
     name, _, split = spec.partition(":")
-    try:
-        return tfds.data_source(name, split=split or "train", download=False)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(
-            f"tensorflow-datasets knows no set {name!r}, and none is prepared under that name. "
-            "Names are at https://www.tensorflow.org/datasets/catalog."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"tfds:{spec} cannot be read: {error}") from error
-    except (AssertionError, NotImplementedError, OSError) as error:
-        raise ValueError(
-            f"tfds:{spec} must be prepared in the format array_record, and is not. Run: python -c "
-            f"\"import tensorflow_datasets as t; t.builder({name!r}, file_format='array_record')"
-            '.download_and_prepare()"'
-        ) from error
+    return open_prepared_set(name, split or "train")
 
 
 def _tfds_documents(spec: str, field: str) -> Iterator[Document]:

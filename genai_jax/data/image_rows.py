@@ -23,7 +23,7 @@ Numbers = Int64[np.ndarray, " n"]
 class Examples(Protocol):
     """Images by number, with what is known of each: `image` as uint8 levels, and `label`, ..."""
 
-    def __getitem__(self, i: int) -> Row:
+    def example(self, i: int) -> Row:
         """Make example i."""
         ...
 
@@ -39,7 +39,7 @@ class ArrayExamples(NamedTuple):
     images: Levels
     labels: Labels | None = None
 
-    def __getitem__(self, i: int) -> Row:  # type: ignore[override]
+    def example(self, i: int) -> Row:
         """Give example i."""
         row = {"image": np.asarray(self.images[i])}
         if self.labels is not None:
@@ -62,7 +62,7 @@ class Split(NamedTuple):
 
     def row(self, position: int) -> Row:
         """Make the row of one of its examples, the image as float32 in [-1, 1]."""
-        row = self.examples[int(self.numbers[position])]
+        row = self.examples.example(int(self.numbers[position]))
         return row | {"image": levels_to_float(row["image"], self.levels)}
 
 
@@ -190,7 +190,7 @@ def read_field(split: Split, name: str) -> Int32[np.ndarray, "n *shape"]:
 
 
 def _examples(split: Split) -> Iterator[Row]:
-    return (split.examples[int(number)] for number in split.numbers)
+    return (split.examples.example(int(number)) for number in split.numbers)
 
 
 class ImageSource(NamedTuple):
@@ -223,18 +223,20 @@ def divide(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Cut an order of images into (train, validation, test), each sorted.
 
-    The first of them are for test, the next for validation, at least one for each.
+    The first of them are for test, the next for validation, at least one for each; a fraction of 0
+    holds out none.
 
     Raises:
         ValueError: If there is not an image for each side.
     """
-    test = max(1, round(test_fraction * len(order))) if test_fraction else 0
-    validation = max(1, round(validation_fraction * len(order)))
+    validation, test = (
+        max(1, round(fraction * len(order))) if fraction else 0
+        for fraction in (validation_fraction, test_fraction)
+    )
     if len(order) <= test + validation:
         raise ValueError(
-            f"there must be images to train on beside {validation} for validation"
-            f"{f' and {test} for test' if test else ''}; got {len(order)} in all. "
-            "Give more images, or smaller fractions."
+            f"there must be images to train on beside {validation} for validation and {test} for "
+            f"test; got {len(order)} in all. Give more images that differ, or smaller fractions."
         )
     sides = np.split(order, [test, test + validation])
     return np.sort(sides[2]), np.sort(sides[1]), np.sort(sides[0])
