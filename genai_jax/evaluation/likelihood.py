@@ -6,9 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.parallel.sharding import batch_sharding, over_rows
 from genai_jax.types import Batch, Objective, PyTree
 
 Evaluator = Callable[[PyTree, Callable[[], None]], dict[str, float]]
@@ -58,21 +58,11 @@ def make_evaluator(
             f"and {mesh.size} devices. Choose {-(-batch_size // mesh.size) * mesh.size}."
         )
 
-    # With parameters in one piece a device needs no other to evaluate its rows (fast on CPU); cut
-    # parameters are the compiler's to gather.
-    by_hand = mesh.shape["fsdp"] == 1 and mesh.size > 1
-
     def sums(model: PyTree, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         terms = objective(model, batch, None)
-        total = {name: (term.sum, term.weight) for name, term in terms.items()}
-        return jax.lax.psum(total, mesh.axis_names) if by_hand else total
+        return {name: (term.sum, term.weight) for name, term in terms.items()}
 
-    if by_hand:
-        specs = (PartitionSpec(), PartitionSpec(mesh.axis_names))
-        sums = jax.shard_map(
-            sums, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-        )
-    sums_of = jax.jit(sums)
+    sums_of = jax.jit(over_rows(sums, mesh, (False, True), total=True))
     sharding = batch_sharding(mesh)
 
     def evaluate(model: PyTree, check: Callable[[], None] = lambda: None) -> dict[str, float]:

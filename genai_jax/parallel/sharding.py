@@ -1,7 +1,8 @@
 """Sharding as one table: ordered (path pattern, PartitionSpec) rules over parameter names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -64,3 +65,46 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def constrain(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Ask the compiler to lay every leaf out so."""
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+
+
+def over_rows(
+    function: Callable[..., Any], mesh: Mesh, dealt: Sequence[bool], *, total: bool = False
+) -> Callable[..., Any]:
+    """Let every device compute its own rows; to be called in `jit`.
+
+    With parameters in one piece a device needs no other to do so (fast on CPU), and sees its rows
+    alone. Where `fsdp` cuts them they are the compiler's to gather, and the function sees all rows.
+
+    Args:
+        function: Of positional arguments. What it gives has one entry a row, as leading axis, or
+            is a sum over rows.
+        mesh: Its devices divide the rows.
+        dealt: Of each argument, whether it has one entry a row; of others every device has all.
+        total: Whether the results are sums over rows: they are then added up over the devices.
+    """
+    if mesh.size == 1:
+        return function
+    if mesh.shape["fsdp"] == 1:
+        specs = tuple(PartitionSpec(mesh.axis_names) if rows else PartitionSpec() for rows in dealt)
+
+        def of_own_rows(*arguments: PyTree) -> PyTree:
+            results = function(*arguments)
+            return jax.lax.psum(results, mesh.axis_names) if total else results
+
+        return jax.shard_map(
+            of_own_rows,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec() if total else PartitionSpec(mesh.axis_names),
+            check_vma=False,
+        )
+
+    def of_all_rows(*arguments: PyTree) -> PyTree:
+        laid_out = [
+            constrain(argument, batch_sharding(mesh)) if rows else argument
+            for argument, rows in zip(arguments, dealt, strict=True)
+        ]
+        results = function(*laid_out)
+        return results if total else constrain(results, batch_sharding(mesh))
+
+    return of_all_rows

@@ -5,7 +5,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from genai_jax.parallel.mesh import make_mesh
-from genai_jax.parallel.sharding import batch_sharding, replicated, shardings_for, spec_for
+from genai_jax.parallel.sharding import (
+    batch_sharding,
+    over_rows,
+    replicated,
+    shardings_for,
+    spec_for,
+)
 
 RULES = (
     (r"mlp/up$", P("fsdp", None)),
@@ -56,3 +62,23 @@ def test_mesh_arranges_all_devices(fsdp, shape):
 def test_mesh_refuses_what_does_not_divide(fsdp):
     with pytest.raises(ValueError, match=r"must divide .* got .* Choose from 1, 2, 4, 8"):
         make_mesh(fsdp)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 1), (8, 2)])
+def test_rows_are_computed_by_their_devices_or_by_the_compiler(devices, fsdp):
+    mesh = make_mesh(fsdp, devices=jax.devices()[:devices])
+    sizes = []
+
+    def scaled(factor, rows):
+        sizes.append(rows["x"].shape[0])
+        return {"y": factor * rows["x"]}
+
+    rows = {"x": jnp.arange(16.0).reshape(16, 1)}
+    each = jax.jit(over_rows(scaled, mesh, (False, True)))(jnp.float32(3.0), rows)["y"]
+    np.testing.assert_array_equal(each, 3 * rows["x"])
+    add = lambda factor, rows: jnp.sum(scaled(factor, rows)["y"])  # noqa: E731
+    total = jax.jit(over_rows(add, mesh, (False, True), total=True))(jnp.float32(3.0), rows)
+    assert float(total) == 3 * sum(range(16))
+    assert sizes == [16 if fsdp > 1 else 16 // devices] * 2
+    if devices > 1:
+        assert each.addressable_shards[0].data.shape == (2, 1)
