@@ -8,7 +8,7 @@ conversion there is.
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Target = Literal["eps", "x_0", "v", "flow", "edm"]
 
@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     log_variance: Float[Array, "b ..."] | None = None
 
 
-def like(level: Float[Array, "*b"], x: Float[Array, "b ..."]) -> Float[Array, "..."]:
+def like(level: Shaped[Array, "*b"], x: Shaped[Array, "b ..."]) -> Shaped[Array, "..."]:
     """Give a scalar, or one number a row, the axes that it needs to meet `x`."""
     return level.reshape(*level.shape, *(1,) * (x.ndim - level.ndim)) if level.ndim else level
 

@@ -1,0 +1,103 @@
+"""A run from its first state to its last: console, checkpoints and data around the loop.
+
+What experiments have in common once they have made a state, a step and data.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from genai_jax.data.loader import Loader
+from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.loop import Interludes, parse_profile_steps, train
+from genai_jax.training.reporting import Reporter, make_writers
+from genai_jax.training.run_directory import RunDirectory
+from genai_jax.training.signals import StopRequest
+from genai_jax.training.state import TrainState, abstract_like
+from genai_jax.training.step import TrainStep
+
+Say = Callable[[str], None]
+"""Prints lines above the progress bar."""
+
+
+@runtime_checkable
+class RunOptions(Protocol):
+    """The options of an experiment that this reads."""
+
+    steps: int
+    batch_size: int
+    evaluate_every: int
+    save_every: int
+    keep: int
+    log_every: int
+    profile_steps: str | None
+    tensorboard: bool
+    wandb: str | None
+
+
+def fit(
+    options: RunOptions,
+    run: RunDirectory,
+    state: TrainState,
+    train_step: TrainStep,
+    loader: Loader,
+    *,
+    stop: StopRequest,
+    evaluate: Callable[[Any], Mapping[str, float]],
+    sample: Callable[[Any, Say], Mapping[str, str | bytes]] | None = None,
+    unit: str,
+    units_per_row: int = 1,
+    flops_per_unit: float | None = None,
+    loss_unit: str,
+) -> tuple[TrainState, int]:
+    """Train from the newest checkpoint of the run, if there is one, to the last step.
+
+    Args:
+        options: How many steps, and how often what happens.
+        run: Takes everything that is written.
+        state: The first state; donated.
+        train_step: `(state, batch) -> (state, metrics)`.
+        loader: Gives the batch of a step; closed at the end.
+        stop: Polled before every step.
+        evaluate: `averaged model -> values`, written as `val/<name>`.
+        sample: `(averaged model, say) -> {suffix: content}`, written to `samples/<step><suffix>`.
+        unit: What a batch is counted in: "tokens", "images".
+        units_per_row: How many of them a row has.
+        flops_per_unit: Model FLOPs of training on one.
+        loss_unit: Of the loss, for the axis of the plot.
+
+    Returns:
+        The last state and the exit code, as `loop.train` gives them.
+    """
+    units = options.batch_size * units_per_row
+    reporter = Reporter(
+        run,
+        steps=options.steps,
+        log_every=options.log_every,
+        unit=unit,
+        units_per_step=units,
+        flops_per_step=None if flops_per_unit is None else units * flops_per_unit,
+        writers=make_writers(run, tensorboard=options.tensorboard, wandb=options.wandb),
+    )
+    checkpoints = Checkpoints(
+        run.folder("checkpoints"), keep=options.keep, provenance=run.provenance()
+    )
+    with checkpoints, loader:
+        start, state = checkpoints.restore(abstract_like(state)) or (0, state)
+        return train(
+            state,
+            start,
+            train_step=train_step,
+            next_batch=lambda state, step: loader.batch(step),
+            run=run,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            stop=stop,
+            interludes=Interludes(
+                save_every=options.save_every,
+                evaluate_every=options.evaluate_every,
+                evaluate=lambda state: evaluate(state.averaged),
+                sample=None if sample is None else lambda s: sample(s.averaged, reporter.say),
+                profile_steps=parse_profile_steps(options.profile_steps),
+                loss_unit=loss_unit,
+            ),
+        )
