@@ -47,6 +47,11 @@ class LanguageModel(nnx.Module):
         """Draw the parameters; the numbers do not depend on how the layers are stored."""
         if config.vocab_size < 1:
             raise ValueError("`vocab_size` must be known; got 0. Take the tokenizer's.")
+        if not config.causal or config.modulated:
+            raise ValueError(
+                "A language model is causal and not modulated; got `causal` "
+                f"{config.causal} and `modulated` {config.modulated}. Leave both out."
+            )
         token_key, position_key, layer_key, output_key = jax.random.split(key, 4)
         v, d = config.vocab_size, config.embed_dim
         table: dict[str, Any] = {"init_std": config.init_std, "param_dtype": config.param_dtype}

@@ -1,4 +1,4 @@
-"""The shape of a transformer: one frozen dataclass that can say GPT-2, Llama, Qwen and Gemma."""
+"""The shape of a transformer: one frozen dataclass that can say GPT-2, Llama, Gemma and DiT."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape and numerics of a decoder-only transformer.
+    """Shape and numerics of a transformer: a language model, an encoder, or the trunk of DiT.
 
     Attributes:
         vocab_size: V, number of token ids; 0 is to be replaced by the tokenizer's.
@@ -25,6 +25,9 @@ class TransformerConfig:
         head_dim: H, size of a head; None is D / N.
         mlp_dim: F, width inside the MLP; None is 4 D.
         max_length: Longest context in tokens; the table's length where positions are learned.
+        causal: Whether the future is hidden, as language models need it.
+        modulated: Whether a vector shifts, scales and gates each branch (the adaLN-zero of DiT);
+            the norms before the branches then have no parameters of their own.
         norm: Which normalisation: layer (mean and variance) or rms.
         norm_eps: Added to the variance.
         norm_offset: Added to the scale of rms norms (1 in Gemma).
@@ -49,7 +52,7 @@ class TransformerConfig:
         dropout: Probability of zero after the embedding and after each branch, in training.
         attention_dropout: The same for the attention probabilities.
         init_std: Width of the normal distribution that kernels are drawn from; those that write
-            into the residual are narrower by sqrt(2 L).
+            into the residual are narrower by sqrt(2 L) where no gate holds them back.
         param_dtype: Type of the parameters.
         dtype: Type of the activations.
         attention: Which attention runs; auto takes the cheapest that can.
@@ -66,6 +69,8 @@ class TransformerConfig:
     head_dim: int | None = None
     mlp_dim: int | None = None
     max_length: int = 256
+    causal: bool = True
+    modulated: bool = False
     norm: Literal["layer", "rms"] = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
@@ -101,6 +106,11 @@ class TransformerConfig:
         self._check_sizes()
         if "sliding" in self.layer_pattern and self.window is None:
             raise ValueError("A sliding layer needs `window` in tokens; got none. Try 1024.")
+        if "sliding" in self.layer_pattern and not self.causal:
+            raise ValueError(
+                f"A sliding layer is causal; got `layer_pattern` {self.layer_pattern} with "
+                "`causal` False. Choose the pattern ('global',)."
+            )
         if self.local_theta is not None and self.positions != "rope":
             raise ValueError(f"`local_theta` needs positions 'rope'; got {self.positions!r}.")
         if not self.layer_pattern:
@@ -119,6 +129,11 @@ class TransformerConfig:
             )
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("`norm_bias` belongs to layer norms; got it with norm 'rms'.")
+        if self.modulated and self.norm_bias:
+            raise ValueError(
+                "`modulated` norms have no parameters of their own; got `norm_bias` True. Leave it "
+                "out: the modulation shifts."
+            )
 
     def _check_sizes(self) -> None:
         if self.vocab_size < 0:
@@ -169,10 +184,12 @@ class TransformerConfig:
     def output_std(self) -> float:
         r"""Initial width of what writes into the residual: $\sigma / \sqrt{2L}$.
 
+        Where the branches are gated by a modulation, which begins at zero, it is $\sigma$.
+
         Reference: Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2),
             section 2.3.
         """
-        return self.init_std / math.sqrt(2 * self.num_layers)
+        return self.init_std if self.modulated else self.init_std / math.sqrt(2 * self.num_layers)
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:

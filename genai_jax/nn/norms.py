@@ -12,9 +12,17 @@ class LayerNorm(nnx.Module):
     Reference: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450, eq. 4.
     """
 
-    def __init__(self, dim: int, *, eps: float, use_bias: bool, param_dtype: jax.typing.DTypeLike):
-        """Start from unit scale and zero bias."""
-        self.scale = nnx.Param(jnp.ones((dim,), param_dtype))
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float,
+        use_scale: bool = True,
+        use_bias: bool,
+        param_dtype: jax.typing.DTypeLike,
+    ):
+        """Start from unit scale and zero bias, where there are such."""
+        self.scale = nnx.Param(jnp.ones((dim,), param_dtype)) if use_scale else None
         self.bias = nnx.Param(jnp.zeros((dim,), param_dtype)) if use_bias else None
         self.eps = eps
 
@@ -23,7 +31,9 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...].astype(jnp.float32)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        if self.scale is not None:
+            y = y * self.scale[...].astype(jnp.float32)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
@@ -39,10 +49,16 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, *, eps: float, offset: float = 0.0, param_dtype: jax.typing.DTypeLike
+        self,
+        dim: int,
+        *,
+        eps: float,
+        use_scale: bool = True,
+        offset: float = 0.0,
+        param_dtype: jax.typing.DTypeLike,
     ):
-        """Start from a total scale of one."""
-        self.scale = nnx.Param(jnp.full((dim,), 1.0 - offset, param_dtype))
+        """Start from a total scale of one, where there is one."""
+        self.scale = nnx.Param(jnp.full((dim,), 1.0 - offset, param_dtype)) if use_scale else None
         self.eps = eps
         self.offset = offset
 
@@ -50,4 +66,6 @@ class RMSNorm(nnx.Module):
         """Normalise; the result has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
-        return (y * (self.offset + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        if self.scale is not None:
+            y = y * (self.offset + self.scale[...].astype(jnp.float32))
+        return y.astype(x.dtype)

@@ -16,6 +16,7 @@ from genai_jax.nn.config import LayerKind, TransformerConfig
 from genai_jax.nn.dropout import dropout
 from genai_jax.nn.linear import Linear
 from genai_jax.nn.mlp import MLP
+from genai_jax.nn.modulation import Adjustment, Modulation
 from genai_jax.nn.norms import LayerNorm, RMSNorm
 from genai_jax.nn.rope import RopeConfig, apply_rope, rope_tables
 from genai_jax.types import PyTree
@@ -37,6 +38,7 @@ class Surroundings(NamedTuple):
         attention_mask: By kind of layer, which cache slots each token may see; None in training.
         cache_index: First cache slot to write, one a row; None without a cache.
         dropout_keys: One key a row; None switches dropout off.
+        vector: What modulated blocks are steered by; None where they are not modulated.
     """
 
     rope: dict[str, tuple[Array, Array]]
@@ -44,14 +46,21 @@ class Surroundings(NamedTuple):
     attention_mask: dict[str, Bool[Array, "b t s"]] | None = None
     cache_index: Int[Array, "b"] | None = None
     dropout_keys: Key[Array, " b"] | None = None
+    vector: Float[Array, "b d"] | None = None
 
 
-def make_norm(config: TransformerConfig, dim: int) -> LayerNorm | RMSNorm:
+def make_norm(
+    config: TransformerConfig, dim: int, *, use_scale: bool = True
+) -> LayerNorm | RMSNorm:
     """Build the normalisation that the configuration names, over `dim` elements."""
-    dtype = config.param_dtype
+    options: dict[str, Any] = {
+        "eps": config.norm_eps,
+        "use_scale": use_scale,
+        "param_dtype": config.param_dtype,
+    }
     if config.norm == "layer":
-        return LayerNorm(dim, eps=config.norm_eps, use_bias=config.norm_bias, param_dtype=dtype)
-    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, param_dtype=dtype)
+        return LayerNorm(dim, use_bias=config.norm_bias, **options)
+    return RMSNorm(dim, offset=config.norm_offset, **options)
 
 
 def make_rope(
@@ -119,6 +128,7 @@ class Attention(nnx.Module):
             key,
             value,
             scale=config.query_scale,
+            causal=config.causal,
             window=config.window if kind == "sliding" and cache is None else None,
             softcap=config.attention_softcap,
             segment_ids=around.segment_ids if cache is None else None,
@@ -143,18 +153,24 @@ class Block(nnx.Module):
     r"""One layer: $x \mathrel{+}= \mathrm{attention}$, then $x \mathrel{+}= \mathrm{mlp}$.
 
     Each branch reads a normalised copy of the residual (pre-norm); with `post_norms` its result is
-    normalised again before it is added (Gemma 2, arXiv:2408.00118, section 2).
+    normalised again before it is added (Gemma 2, arXiv:2408.00118, section 2). Where the block is
+    modulated, a vector shifts and scales what each branch reads and gates what it adds (DiT,
+    arXiv:2212.09748, section 3.2).
     """
 
     def __init__(self, config: TransformerConfig, key: PRNGKeyArray):
         """Draw the parameters of a layer; every kind of layer has the same ones."""
         attention_key, mlp_key = jax.random.split(key)
         d = config.embed_dim
+
+        def norm() -> LayerNorm | RMSNorm:
+            return make_norm(config, d, use_scale=not config.modulated)
+
         self.config = config
-        self.attention_norm = make_norm(config, d)
+        self.attention_norm = norm()
         self.attention = Attention(config, attention_key)
-        self.attention_post_norm = make_norm(config, d) if config.post_norms else None
-        self.mlp_norm = make_norm(config, d)
+        self.attention_post_norm = norm() if config.post_norms else None
+        self.mlp_norm = norm()
         self.mlp = MLP(
             d,
             config.mlp_size,
@@ -166,7 +182,12 @@ class Block(nnx.Module):
             output_std=config.output_std,
             param_dtype=config.param_dtype,
         )
-        self.mlp_post_norm = make_norm(config, d) if config.post_norms else None
+        self.mlp_post_norm = norm() if config.post_norms else None
+        self.modulation = (
+            Modulation(d, key, branches=2, gated=True, param_dtype=config.param_dtype)
+            if config.modulated
+            else None
+        )
 
     def __call__(
         self,
@@ -180,17 +201,31 @@ class Block(nnx.Module):
         keys = around.dropout_keys
         if keys is not None:
             keys = jax.vmap(lambda row: jax.random.fold_in(row, index))(keys)
-        rate = self.config.dropout
+        on_attention = on_mlp = Adjustment()
+        if self.modulation is not None:
+            assert around.vector is not None
+            on_attention, on_mlp = self.modulation(around.vector)
 
-        branch, cache = self.attention(self.attention_norm(x), kind, around, cache, keys)
-        if self.attention_post_norm is not None:
-            branch = self.attention_post_norm(branch)
-        x = x + (dropout(branch, keys, rate, place=0) if keys is not None else branch)
+        read = on_attention.read(self.attention_norm(x))
+        branch, cache = self.attention(read, kind, around, cache, keys)
+        x = x + self._added(branch, self.attention_post_norm, on_attention, keys, place=0)
 
-        branch = self.mlp(self.mlp_norm(x))
-        if self.mlp_post_norm is not None:
-            branch = self.mlp_post_norm(branch)
-        return x + (dropout(branch, keys, rate, place=1) if keys is not None else branch), cache
+        branch = self.mlp(on_mlp.read(self.mlp_norm(x)))
+        return x + self._added(branch, self.mlp_post_norm, on_mlp, keys, place=1), cache
+
+    def _added(
+        self,
+        branch: Float[Array, "b t d"],
+        post_norm: LayerNorm | RMSNorm | None,
+        adjustment: Adjustment,
+        keys: Key[Array, " b"] | None,
+        place: int,
+    ) -> Float[Array, "b t d"]:
+        """Make of the result of a branch what is added to the residual."""
+        if post_norm is not None:
+            branch = post_norm(branch)
+        branch = adjustment.add(branch)
+        return branch if keys is None else dropout(branch, keys, self.config.dropout, place)
 
 
 def make_layers(config: TransformerConfig, key: PRNGKeyArray) -> PyTree:

@@ -193,3 +193,9 @@ def test_rows_beyond_the_context_are_refused(family):
 def test_a_vocabulary_is_needed():
     with pytest.raises(ValueError, match="`vocab_size` must be known"):
         LanguageModel(TransformerConfig(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("option", [{"causal": False}, {"modulated": True}])
+def test_encoders_and_modulated_blocks_are_no_language_model(option):
+    with pytest.raises(ValueError, match="is causal and not modulated"):
+        LanguageModel(dataclasses.replace(BASE, **option), jax.random.key(0))

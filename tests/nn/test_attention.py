@@ -48,6 +48,7 @@ CASES = {
     "causal": (70, {}),  # two blocks, the last one short
     "one_block": (9, {}),
     "everything": (70, {"causal": False}),
+    "everything_of_a_segment": (70, {"causal": False, "segment_ids": segments(70)}),
     "window": (70, {"window": 5}),
     "window_of_one": (9, {"window": 1}),
     "softcap": (70, {"softcap": 1.5}),

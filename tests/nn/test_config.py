@@ -18,6 +18,14 @@ from genai_jax.nn.config import TransformerConfig
         ({"norm": "layer", "norm_offset": 1.0}, "belongs to rms norms"),
         ({"norm": "rms", "norm_bias": True}, "belongs to layer norms"),
         ({"embed_dim": 12, "num_heads": 4}, "even head size; got 3"),
+        (
+            {"layer_pattern": ("sliding",), "window": 4, "causal": False},
+            "A sliding layer is causal",
+        ),
+        (
+            {"modulated": True, "norm": "layer", "norm_bias": True},
+            "no parameters of their own; got `norm_bias`",
+        ),
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused(options, message):
@@ -30,6 +38,7 @@ def test_sizes_that_are_left_out_follow_from_the_others():
     assert (config.kv_heads, config.head_size, config.mlp_size) == (4, 16, 256)
     assert config.query_scale == 0.25
     assert config.output_std == pytest.approx(0.02 / 10**0.5)
+    assert TransformerConfig(num_layers=5, modulated=True).output_std == 0.02
     pattern = TransformerConfig(
         num_layers=4, window=8, layer_pattern=("sliding", "sliding", "global")
     )

@@ -62,6 +62,16 @@ def test_moments_are_float32_whatever_the_activations_are():
     assert float(y[0, 0]) == pytest.approx((D - 1) ** 0.5, rel=0.01)
 
 
+def test_norms_without_parameters_are_what_the_others_begin_as():
+    layer = {"eps": EPS, "use_bias": False, "param_dtype": jnp.float32}
+    rms = {"eps": EPS, "param_dtype": jnp.float32}
+    for norm, options in ((LayerNorm, layer), (RMSNorm, rms), (RMSNorm, rms | {"offset": 1.0})):
+        bare = norm(D, use_scale=False, **options)
+        assert not jax.tree.leaves(bare)
+        x = jnp.asarray(X)
+        np.testing.assert_allclose(bare(x), norm(D, **options)(x), rtol=1e-6)
+
+
 def test_norms_begin_as_the_identity_on_normalised_input():
     x = jnp.asarray([[1.0, -1.0] * (D // 2)])
     for norm in (
