@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from genai_jax.diffusion.grids import Grid
 from genai_jax.diffusion.predictions import like
 from genai_jax.diffusion.process import Process
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | np.floating | float
 Count = Int[Array, ""] | int
 
 # Number of the "step" whose noise sampling starts from.
@@ -44,22 +45,27 @@ def row_noise(key: Key[Array, " b"], i: Count, x: Float[Array, "b ..."]) -> Floa
     return jax.vmap(draw)(key)
 
 
+def starting_noise(key: Key[Array, " b"], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Draw the noise that samples in the shape of `x` start from, apart from that of any step."""
+    return row_noise(key, _START, x)
+
+
 def start_from(
     image: Float[Array, "b ..."],
+    noise: Float[Array, "b ..."],
     t: Float[Array, ""],
-    key: Key[Array, " b"],
     process: Process,
 ) -> Float[Array, "b ..."]:
     r"""Compute what sampling starts from: $\alpha_t x + \sigma_t\epsilon$.
 
     Args:
         image: What the samples should resemble; zeros for samples from noise alone.
+        noise: Of standard deviation 1.
         t: First time of the grid.
-        key: One a row.
         process: The process.
     """
     alpha, sigma = process.alpha_sigma(t)
-    return alpha * image + sigma * row_noise(key, _START, image)
+    return alpha * image + sigma * noise
 
 
 def noise_in(
