@@ -30,7 +30,7 @@ from genai_jax.data.image_rows import (
     Examples,
     ImageSource,
     Labels,
-    Numbers,
+    Sides,
     Split,
     divide,
 )
@@ -247,7 +247,7 @@ def _classes(root: Path, paths: tuple[Path, ...]) -> tuple[tuple[str, ...], Labe
     return tuple(names), np.array([names.index(name) for name in named], np.int32)
 
 
-def _sides(cache: ImageCache, validation: float, test: float) -> tuple[Numbers, Numbers, Numbers]:
+def _sides(cache: ImageCache, validation: float, test: float) -> Sides:
     """Deal out the files by their hashes, so that copies of one are on the same side."""
     _, inverse = np.unique(np.array(cache.notes["hashes"]), return_inverse=True)
     distinct = np.arange(inverse.max() + 1)

@@ -17,6 +17,9 @@ from genai_jax.data.rows import NumberedRows, Row, Rows
 Levels = UInt8[np.ndarray, "n h w c"]
 Labels = Int32[np.ndarray, " n"]
 Numbers = Int64[np.ndarray, " n"]
+Sides = tuple[
+    Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"], Int64[np.ndarray, " test"]
+]
 
 
 @runtime_checkable
@@ -218,9 +221,7 @@ class ImageSource(NamedTuple):
     description: str
 
 
-def divide(
-    order: Numbers, validation_fraction: float, test_fraction: float
-) -> tuple[Numbers, Numbers, Numbers]:
+def divide(order: Numbers, validation_fraction: float, test_fraction: float) -> Sides:
     """Cut an order of images into (train, validation, test), each sorted.
 
     The first of them are for test, the next for validation, at least one for each; a fraction of 0

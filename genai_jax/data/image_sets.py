@@ -18,7 +18,7 @@ from genai_jax.data.image_rows import (
     ArrayExamples,
     Examples,
     ImageSource,
-    Numbers,
+    Sides,
     Split,
     check_labels,
     divide,
@@ -187,9 +187,7 @@ def _open_examples(
     return ArrayExamples(cache.images, labels), hashlib.sha256(all_of_it.encode()).hexdigest()
 
 
-def _sides(
-    lengths: list[int], given: list[str], options: SetOptions
-) -> tuple[Numbers, Numbers, Numbers]:
+def _sides(lengths: list[int], given: list[str], options: SetOptions) -> Sides:
     """Number the examples of train, validation and test: given splits come after train."""
     ends = np.cumsum(lengths)
     own = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(given)}

@@ -137,6 +137,11 @@ class ImageData:
         """Count the classes; 0 where there are none."""
         return len(self.class_names)
 
+    @property
+    def vocab_size(self) -> int:
+        """Count the token ids of captions, the padding included; 0 where there are none."""
+        return len(self.vocabulary)
+
     def levels_of(self, split: SplitName) -> UInt8[np.ndarray, "n h w c"]:
         """Read all images of a split as integer levels, in its order."""
         return read_levels(self._split(split))
