@@ -1,6 +1,7 @@
 """Folders of images: what is in them, in which split, and what is said of what cannot be read."""
 
-import os
+import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,10 +81,7 @@ def test_folders_are_classes(photos, load):
     assert load(labels=False).class_names == ()
     # The folder of a glob is what stands before its first wildcard.
     assert load(f"{photos}/*/*.png").class_names == ("a", "b", "z")
-    assert (
-        load(f"{photos}/a/**/*.png").class_names == ("deep",)
-        or not load(f"{photos}/a/*.png").class_names
-    )
+    assert load(f"{photos}/a/*.png").class_names == ()
 
 
 def test_one_folder_is_no_class(photos, load):
@@ -94,7 +92,7 @@ def test_one_folder_is_no_class(photos, load):
 
 def test_files_beside_folders_are_refused_as_classes(photos, load):
     write_images(photos, [*(f"a/{i}.png" for i in range(4)), *(f"{i}.png" for i in range(2))])
-    with pytest.raises(ValueError, match="got 2 of 6 directly in .*--data.no-labels"):
+    with pytest.raises(ValueError, match=r"got 2 of 6 directly in .*--data.no-labels"):
         load()
     assert len(everything(load(labels=False))) == 6
 
@@ -132,15 +130,21 @@ def test_long_lists_of_skipped_files_are_cut(photos, load):
     assert "x5" not in summary
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_files_that_may_not_be_read_are_named(photos, load):
+def test_files_that_may_not_be_read_are_named(photos, load, monkeypatch):
     write_images(photos, [f"{i}.png" for i in range(6)])
-    (photos / "3.png").chmod(0)
+    original = Path.read_bytes
+
+    def read_bytes(path):  # as for a user to whom the file is closed; root may read every file
+        if path.name == "3.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert "5 files, 1 skipped: 3.png (Permission denied)" in load().summary
 
 
 def test_nothing_to_read_is_said(photos, load, tmp_path):
-    with pytest.raises(FileNotFoundError, match="photos holds no file.*PNG or JPEG"):
+    with pytest.raises(FileNotFoundError, match=r"photos holds no file.*PNG or JPEG"):
         load()
     with pytest.raises(FileNotFoundError, match=r"\*\.png matches no file"):
         load(f"{photos}/*.png")
@@ -173,7 +177,7 @@ def test_copies_are_in_one_split(photos, load):
         (photos / f"{i}.png").write_bytes((photos / "0.png").read_bytes())
         for k in range(i % 3):
             (photos / f"copy{k}of{i}.png").write_bytes((photos / "0.png").read_bytes())
-    with pytest.raises(ValueError, match="got 1 in all. Give more images that differ"):
+    with pytest.raises(ValueError, match=r"got 1 in all\. Give more images that differ"):
         load()
 
 
@@ -283,5 +287,5 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(photos, tmp_path):
     write_images(photos, [f"{i}.png" for i in range(6)])
     (tmp_path / "file").touch()
     config = ImageConfig(source=f"files:{photos}", cache_dir=str(tmp_path / "file"))
-    with pytest.raises(PermissionError, match="Choose another with --data.cache-dir"):
+    with pytest.raises(PermissionError, match=r"Choose another with --data.cache-dir"):
         load_images(config, seed=0)
