@@ -146,7 +146,8 @@ def _check_features(features: Any, spec: str) -> None:
 
 
 def _class_names(features: Any) -> tuple[str, ...]:
-    return tuple(getattr(features.get("label"), "names", None) or ())
+    label = features["label"] if "label" in features else None
+    return tuple(getattr(label, "names", None) or ())
 
 
 def _settle_fit(shape: Sequence[int | None], fit: Fit, spec: str) -> Fit:

@@ -38,5 +38,6 @@ def open_prepared_set(name: str, split: str, *, data_dir: str | None = None) -> 
         raise ValueError(
             f"tfds:{name} must be prepared in the format array_record, and is not. Run: python -c "
             f'"import tensorflow_datasets as t; t.builder({name!r}{where}, '
-            "file_format='array_record').download_and_prepare()\""
+            "file_format='array_record').download_and_prepare()\". To prepare most sets of images "
+            "takes TensorFlow; to read them does not."
         ) from error
