@@ -91,18 +91,19 @@ def describe_classes(
 
 def describe_attributes(
     predicted: Int[np.ndarray, "n heads"],
-    truth: Int[np.ndarray, "n cells attributes"],
+    truth: Int[np.ndarray, "n heads"],
     names: Sequence[str],
 ) -> str:
     """Say how often each attribute was told right, and how many images entirely.
 
     Args:
-        predicted: The likeliest class of every head, attribute by attribute, cell by cell.
+        predicted: The likeliest class of every head: all attributes of a cell, cell by cell.
         truth: The right ones; -1 is not counted.
         names: Of the attributes.
     """
-    guessed, counted = predicted.reshape(truth.shape), truth >= 0
-    right = (guessed == truth) & counted
+    guessed, wanted = (x.reshape(len(x), -1, len(names)) for x in (predicted, truth))
+    counted = wanted >= 0
+    right = (guessed == wanted) & counted
     lines = []
     for i, name in enumerate(names):
         hits, total = int(right[..., i].sum()), int(counted[..., i].sum())

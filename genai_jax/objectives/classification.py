@@ -1,7 +1,7 @@
 """Cross-entropy of a classifier with one head or several, on images moved and mirrored at random.
 
-B rows, images [B, H, W, C], labels [B] or [B, ...] with one for each head. A label of -1 is
-not counted: what has no colour, say, has no right answer for it.
+B rows, images [B, H, W, C], labels [B] or [B, heads]. A label of -1 is not counted: what has no
+colour, say, has no right answer for it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,6 @@ def classification(
     batch: Batch,
     context: Any = None,
     *,
-    label: str = "label",
     label_smoothing: float = 0.0,
     shift: int = 0,
     flip: bool = False,
@@ -41,10 +40,9 @@ def classification(
 
     Args:
         model: A classifier.
-        batch: `image`, the labels, one `key` a row where something is random, and `weight`
+        batch: `image`, `label`, one `key` a row where something is random, and `weight`
             (1 = counted) where some rows are filler.
         context: Not read.
-        label: Name of the field that holds the labels, in the order of the heads.
         label_smoothing: s, in [0, 1].
         shift: Most pixels that an image is moved along each axis; its edge is repeated.
         flip: Whether half of the images are mirrored, left to right.
@@ -56,7 +54,7 @@ def classification(
     Reference: smoothing: Szegedy et al., arXiv:1512.00567, section 7.
     """
     image = batch["image"]
-    labels = batch[label].reshape(len(image), -1)
+    labels = batch["label"].reshape(len(image), -1)
     keys: dict[str, Key[Array, " b"]] = {}
     if training and "key" in batch:
         for number, name in enumerate(("shift", "flip", "dropout")):

@@ -49,7 +49,7 @@ def test_classes_are_described_with_counts():
 
 
 def test_attributes_are_counted_where_they_exist():
-    truth = np.array([[[1, 2], [0, -1]], [[1, 1], [0, -1]]])
+    truth = np.array([[1, 2, 0, -1], [1, 1, 0, -1]])
     predicted = np.array([[1, 2, 0, 5], [1, 0, 1, 5]])
     text = describe_attributes(predicted, truth, ("shape", "colour"))
     assert "shape:         75.00% right (3 of 4)" in text

@@ -11,11 +11,8 @@ from genai_jax.data.image_rows import float_to_levels, levels_to_float
 from genai_jax.evaluation.features import pixels
 from genai_jax.evaluation.frechet import frechet_distance, moments_of
 from genai_jax.evaluation.image_report import (
-    MEASURES,
     Bar,
     Column,
-    LabelledImages,
-    Yardstick,
     as_json,
     draw_gaussians,
     draw_training_images,
@@ -23,6 +20,7 @@ from genai_jax.evaluation.image_report import (
     make_bars,
     measure_draws,
 )
+from genai_jax.evaluation.yardstick import MEASURES, LabelledImages, Yardstick
 
 LEVELS, COUNT, CLASSES = 129, 120, 3
 

@@ -69,17 +69,10 @@ def test_loss_and_accuracy_are_means_over_the_counted_labels(smoothing):
     assert (terms["loss"].coefficient, terms["accuracy"].coefficient) == (1, 0)
 
 
-def test_labels_of_cells_are_read_head_by_head_from_the_named_field():
-    heads = [logits_of(2, seed) for seed in range(4)]
-    cells = np.random.default_rng(0).integers(0, 2, (ROWS, 2, 2)).astype(np.int32)
-    batch = {"image": images_of(), "attributes": jnp.asarray(cells)}
-    terms = classification(Fixed(*heads), batch, label="attributes")
-    right = sum(
-        np.sum(heads[2 * i + j].argmax(1) == cells[:, i, j]) for i in range(2) for j in range(2)
-    )
-    assert float(terms["accuracy"].sum) == right
+def test_as_many_heads_as_labels_are_asked_for():
+    batch = {"image": images_of(), "label": jnp.zeros((ROWS, 2), jnp.int32)}
     with pytest.raises(ValueError, match="zip"):
-        classification(Fixed(*heads[:3]), batch, label="attributes")
+        classification(Fixed(logits_of(3, 0)), batch)
 
 
 def test_nothing_is_smoothed_moved_mirrored_or_dropped_outside_of_training():
