@@ -203,9 +203,9 @@ for step in range(STEPS):
         print(f"step {step:5}  loss {losses[-1]:.3f}")
 loader.close()
 
-from genai_jax.evaluation.likelihood import make_evaluator
+from genai_jax.evaluation.likelihood import make_text_evaluator
 
-evaluate = make_evaluator(next_token, mesh, data.validation, ROWS, data.validation_bytes)
+evaluate = make_text_evaluator(next_token, mesh, data.validation, ROWS, data.validation_bytes)
 print(evaluate(state.model, lambda: None))
 
 plt.figure(figsize=(7, 3.5), layout="constrained")

@@ -15,7 +15,7 @@ from genai_jax.data.text import TextConfig, TextData, load_text
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import stream_text
-from genai_jax.evaluation.likelihood import make_evaluator
+from genai_jax.evaluation.likelihood import make_text_evaluator
 from genai_jax.evaluation.text_report import (
     describe_likelihood,
     describe_python_syntax,
@@ -305,7 +305,7 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
     checkpoints = Checkpoints(
         run.folder("checkpoints"), keep=config.keep, provenance=run.provenance()
     )
-    evaluator = make_evaluator(
+    evaluator = make_text_evaluator(
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
 

@@ -25,7 +25,9 @@ from genai_jax.types import Array, Batch, Metrics, Objective, PyTree, Terms
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def row_keys(seed: int, step: Array | int, rows: int, purpose: str = "train") -> Array:
+def row_keys(
+    seed: int, step: Array | int, rows: int, purpose: str = "train", *, first: Array | int = 0
+) -> Array:
     """Give every row of the global batch its key, whatever the devices and the microbatches.
 
     Args:
@@ -33,9 +35,10 @@ def row_keys(seed: int, step: Array | int, rows: int, purpose: str = "train") ->
         step: Number of completed updates.
         rows: B.
         purpose: What the noise is for; other purposes give other keys.
+        first: Number of the first row.
     """
     key = _key_for(purpose, seed, step)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
 def stratified_times(seed: int, step: Array | int, rows: int) -> Float[Array, " b"]:

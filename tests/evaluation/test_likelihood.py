@@ -2,12 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genai_jax.evaluation.likelihood import make_evaluator
+from genai_jax.evaluation.likelihood import make_text_evaluator
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.types import Term
 
@@ -40,27 +39,8 @@ def expected(factor):
 @pytest.mark.parametrize("fsdp", [1, 2])
 @pytest.mark.parametrize("batch_size", [8, 16, 32])
 def test_every_row_counts_once_whatever_the_batch_and_the_mesh(fsdp, batch_size):
-    evaluate = make_evaluator(objective, make_mesh(fsdp), Rows(), batch_size, num_bytes=77)
+    evaluate = make_text_evaluator(objective, make_mesh(fsdp), Rows(), batch_size, num_bytes=77)
     values = evaluate(jnp.float32(3.0))
     assert values["loss"] == pytest.approx(expected(3).mean(), rel=1e-6)
     assert values["bits_per_byte"] == pytest.approx(expected(3).sum() / math.log(2) / 77, rel=1e-6)
     assert values == evaluate(jnp.float32(3.0))  # bit by bit
-
-
-def test_it_can_be_stopped_between_batches():
-    asked = []
-
-    def check():
-        asked.append(1)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-
-    evaluate = make_evaluator(objective, make_mesh(), Rows(), 8, num_bytes=1)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(jnp.float32(1.0), check)
-    assert len(asked) == 2
-
-
-def test_rows_that_the_devices_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"got 12 rows and 8 devices\. Choose 16\."):
-        make_evaluator(objective, make_mesh(devices=jax.devices()), Rows(), 12, num_bytes=1)

@@ -206,6 +206,8 @@ def test_noise_depends_on_seed_step_purpose_and_row_alone():
     assert len(np.unique(rows, axis=0)) == len(rows) == 32
     longer = np.asarray(jax.random.key_data(row_keys(0, 0, 9)))
     np.testing.assert_array_equal(longer[:4], keys[0, 0, "train"])
+    later = np.asarray(jax.random.key_data(row_keys(0, 0, 3, first=6)))
+    np.testing.assert_array_equal(longer[6:], later)
 
 
 def test_times_are_stratified_over_the_global_batch_and_uniform_over_steps():
