@@ -106,9 +106,10 @@ def open_set(spec: str, options: SetOptions) -> ImageSource:
     sources = [train] + [
         open_prepared_set(name, split, data_dir=options.data_dir) for split in given.values()
     ]
-    _check_features(info.features, spec)
-    names = _class_names(info.features) if options.labels else ()
-    fit = _settle_fit(info.features["image"].shape, options.fit, spec)
+    features = dict(info.features)
+    _check_features(features, spec)
+    names = _class_names(features) if options.labels else ()
+    fit = _settle_fit(features["image"].shape, options.fit, spec)
     examples = PreparedExamples(f"tfds:{spec}", tuple(sources), fit, len(names))
     opened, content = _open_examples(examples, Path(info.data_dir), options)
     sides = _sides([len(source) for source in sources], list(given), options)
@@ -137,7 +138,7 @@ def _given_splits(splits: Any) -> dict[str, str]:
     return {}
 
 
-def _check_features(features: Any, spec: str) -> None:
+def _check_features(features: dict[str, Any], spec: str) -> None:
     if "image" not in features or len(features["image"].shape) != 3:
         raise ValueError(
             f"tfds:{spec} must have a feature `image` of shape [h, w, c]; its features are: "
@@ -145,9 +146,8 @@ def _check_features(features: Any, spec: str) -> None:
         )
 
 
-def _class_names(features: Any) -> tuple[str, ...]:
-    label = features["label"] if "label" in features else None
-    return tuple(getattr(label, "names", None) or ())
+def _class_names(features: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(getattr(features.get("label"), "names", None) or ())
 
 
 def _settle_fit(shape: Sequence[int | None], fit: Fit, spec: str) -> Fit:
