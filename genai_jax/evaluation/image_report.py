@@ -28,12 +28,14 @@ class Column:
         draws: What each draw was measured to be.
         bits: Bits per dimension of the held-out images; NaN where it was not measured, infinite
             where they are impossible.
+        bits_error: Standard error of the bits; 0 where there is none.
         judged: Whether it is held against the bars; the training images, which set one, are not.
     """
 
     name: str
     draws: list[dict[str, float]]
     bits: float = math.nan
+    bits_error: float = 0.0
     judged: bool = True
 
     def values(self, measure: str) -> np.ndarray:
@@ -57,10 +59,12 @@ def measure_draws(
     seeds: Sequence[int],
     *,
     bits: float = math.nan,
+    bits_error: float = 0.0,
     judged: bool = True,
 ) -> Column:
     """Draw with every seed and measure."""
-    return Column(name, [yardstick.measure(draw(seed)) for seed in seeds], bits, judged)
+    draws = [yardstick.measure(draw(seed)) for seed in seeds]
+    return Column(name, draws, bits, bits_error, judged)
 
 
 def draw_training_images(train: LabelledImages, count: int) -> Draw:
@@ -151,7 +155,7 @@ def make_bars(real: Column, best_density_bits: float = math.nan) -> list[Bar]:
 def format_table(columns: Sequence[Column], bars: Sequence[Bar]) -> str:
     """Write the table, and under it which bars each column fails.
 
-    Values are means over the draws ± their standard deviation.
+    Values are means over the draws ± their standard deviation; bits ± their standard error.
     """
     bar_of = {bar.measure: bar for bar in bars}
     lines = [["", *(column.name for column in columns), "bar"]]
@@ -178,7 +182,7 @@ def _cell(column: Column, measure: str) -> str:
     if math.isnan(mean):
         return "-"
     if measure == "bits":
-        return f"{mean:.3f}"
+        return f"{mean:.3f}" + (f" ± {column.bits_error:.3f}" if column.bits_error else "")
     digits = 5 if measure == "kernel" else 3
     spread = column.spread(measure)
     return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
@@ -213,6 +217,7 @@ def as_json(columns: Sequence[Column], bars: Sequence[Bar]) -> dict[str, Any]:
             column.name: {
                 "draws": [of(draw) for draw in column.draws],
                 "bits_per_dimension": finite(column.bits),
+                "bits_standard_error": column.bits_error,
                 "fails": [bar.measure for bar in bars if column.judged and bar.fails(column)],
             }
             for column in columns

@@ -144,7 +144,8 @@ def make_yardstick(
     classifier: Classifier,
     *,
     split: SplitName = "test",
-    most_images: int = 10_000,
+    most_held_out: int = 10_000,
+    most_train: int = 20_000,
 ) -> Yardstick:
     """Make the measure that samples of a model are held against.
 
@@ -152,17 +153,17 @@ def make_yardstick(
         data: What the model was trained on.
         classifier: Judges classes; its last layer before the heads gives the features.
         split: The held-out split.
-        most_images: Most images of the training and of the held-out split that are looked at: their
-            first ones.
+        most_held_out: Most images of it that are looked at: its first ones.
+        most_train: Most training images that are looked at: the first ones.
     """
 
-    def images_of(split: SplitName) -> LabelledImages:
-        levels, labels = data.levels_of(split)[:most_images], labels_of(data, split)[:most_images]
+    def images_of(split: SplitName, most: int) -> LabelledImages:
+        levels, labels = data.levels_of(split)[:most], labels_of(data, split)[:most]
         return LabelledImages(levels_to_float(levels, data.levels), labels)
 
     return Yardstick(
-        images_of("train"),
-        images_of(split),
+        images_of("train", most_train),
+        images_of(split, most_held_out),
         levels=data.levels,
         features=make_features(Classifier.features, classifier),
         predict=make_predict(Classifier.__call__, classifier),

@@ -154,7 +154,7 @@ def test_gaussians_have_the_moments_of_their_class():
 
 def made_up(name, value, bits=math.nan, judged=True):
     draws = [{measure: value + d for measure in MEASURES} for d in (-0.01, 0.01)]
-    return Column(name, draws, bits, judged)
+    return Column(name, draws, bits, 0.012, judged)
 
 
 def test_table_says_mean_spread_bars_and_verdicts():
@@ -163,6 +163,7 @@ def test_table_says_mean_spread_bars_and_verdicts():
     text = format_table([real, model], bars)
     assert "0.300 ± 0.014" in text
     assert ">= 0.97" in text
+    assert "1.500 ± 0.012" in text
     assert "<= 1\n" in text  # twice the distance of the training images
     verdict = text.splitlines()[-1]
     assert verdict.startswith("model: fails class agreement 0.3, not >= 0.97; ")
