@@ -8,9 +8,9 @@ $$dx = x_0\,d\alpha + \epsilon\,d\sigma,$$
 without a singularity at either end. Euler's method on it is DDIM; the trapezoid rule is EDM's
 sampler where the variance explodes, and Heun's method on the velocity for a flow.
 
-A step goes from t down to s, and $\rho$ is `steps.signal_kept`. Every solver is a plain function.
-Number of steps, grid and all scalars are traced: the loop is compiled once. The noise of step i of
-a row comes from fold_in(key of the row, i).
+A step goes from t (here) down to s (there), and $\rho$ is `steps.signal_kept`. Every solver is a
+plain function. Number of steps, grid and all scalars are traced: the loop is compiled once. The
+noise of step i of a row comes from fold_in(key of the row, i).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -24,9 +24,12 @@ from genai_jax.diffusion.grids import Grid
 from genai_jax.diffusion.process import Process
 from genai_jax.diffusion.steps import (
     Count,
+    Level,
     Samples,
     Scalar,
+    forward_step,
     integrate,
+    level_at,
     noise_in,
     reverse_step,
     row_noise,
@@ -35,6 +38,9 @@ from genai_jax.diffusion.steps import (
 
 Variance = Literal["small", "large", "learned"]
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
+
+Step = tuple[Array, Array, None]
+"""x, the estimate of x_0 on the way, and what the next step is told."""
 
 _MOST_CHURN = 2**0.5 - 1  # EDM's bound: new noise is never more than what there was
 
@@ -88,19 +94,18 @@ def ancestral(
     """
     index = VARIANCES.index(variance) if isinstance(variance, str) else variance
 
-    def step(x: Array, t: Array, s: Array, i: Array, memory: None) -> tuple[Array, Array, None]:
-        x_0, said = denoise(x, t)
+    def step(x: Array, here: Level, there: Level, i: Array, memory: None) -> Step:
+        x_0, said = denoise(x, here.t)
         # The indices of small and large are their fractions v.
         v = jnp.asarray(index, x.dtype)
         if said is not None:
             v = jnp.where(index == VARIANCES.index("learned"), said, v)
-        (_, sigma_t), (_, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
-        rho = signal_kept(process, t, s)
-        deviation = jnp.sqrt(1 - rho**2) * sigma_s ** (1 - v) * sigma_t**v
+        rho = signal_kept(here, there)
+        deviation = jnp.sqrt(1 - rho**2) * there.sigma ** (1 - v) * here.sigma**v
         new = {"deviation": deviation, "noise": row_noise(key, i, x)}
-        return reverse_step(x, x_0, t, s, process, kept=sigma_s * rho, **new), x_0, None
+        return reverse_step(x, x_0, here, there, kept=there.sigma * rho, **new), x_0, None
 
-    return integrate(step, x, grid, num_steps, frames)
+    return integrate(step, x, grid, process, num_steps, frames)
 
 
 def ddim(
@@ -132,15 +137,14 @@ def ddim(
     Reference: Song et al., arXiv:2010.02502, eq. 12 and 16.
     """
 
-    def step(x: Array, t: Array, s: Array, i: Array, memory: None) -> tuple[Array, Array, None]:
-        x_0 = denoise(x, t).x_0
-        _, sigma = process.alpha_sigma(s)
-        share = jnp.square(eta) * (1 - signal_kept(process, t, s) ** 2)
-        new = {"deviation": sigma * jnp.sqrt(share), "noise": row_noise(key, i, x)}
-        kept = sigma * jnp.sqrt(1 - share)
-        return reverse_step(x, x_0, t, s, process, kept=kept, **new), x_0, None
+    def step(x: Array, here: Level, there: Level, i: Array, memory: None) -> Step:
+        x_0 = denoise(x, here.t).x_0
+        share = jnp.square(eta) * (1 - signal_kept(here, there) ** 2)
+        new = {"deviation": there.sigma * jnp.sqrt(share), "noise": row_noise(key, i, x)}
+        kept = there.sigma * jnp.sqrt(1 - share)
+        return reverse_step(x, x_0, here, there, kept=kept, **new), x_0, None
 
-    return integrate(step, x, grid, num_steps, frames)
+    return integrate(step, x, grid, process, num_steps, frames)
 
 
 def euler(
@@ -171,12 +175,12 @@ def euler(
         Song et al., arXiv:2010.02502, eq. 12 with sigma = 0.
     """
 
-    def step(x: Array, t: Array, s: Array, i: Array, memory: None) -> tuple[Array, Array, None]:
-        x, t = _churned(x, t, i, key, process, churn, num_steps)
-        x_0 = denoise(x, t).x_0
-        return _euler_step(x, x_0, t, s, process), x_0, None
+    def step(x: Array, here: Level, there: Level, i: Array, memory: None) -> Step:
+        x, here = _churned(x, here, i, key, process, churn, num_steps)
+        x_0 = denoise(x, here.t).x_0
+        return _euler_step(x, x_0, here, there), x_0, None
 
-    return integrate(step, x, grid, num_steps, frames)
+    return integrate(step, x, grid, process, num_steps, frames)
 
 
 def heun(
@@ -208,20 +212,21 @@ def heun(
     Reference: Karras et al., arXiv:2206.00364, algorithm 2, for any alpha.
     """
 
-    def step(x: Array, t: Array, s: Array, i: Array, memory: None) -> tuple[Array, Array, None]:
-        x, t = _churned(x, t, i, key, process, churn, num_steps)
-        x_0 = denoise(x, t).x_0
-        ahead = _euler_step(x, x_0, t, s, process)
+    def step(x: Array, here: Level, there: Level, i: Array, memory: None) -> Step:
+        x, here = _churned(x, here, i, key, process, churn, num_steps)
+        x_0 = denoise(x, here.t).x_0
+        ahead = _euler_step(x, x_0, here, there)
 
         def corrected(ahead: Array) -> Array:
-            x_0_ahead = denoise(ahead, s).x_0
-            (alpha, sigma), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
-            eps = noise_in(x, x_0, t, process) + noise_in(ahead, x_0_ahead, s, process)
-            return x + (alpha_s - alpha) / 2 * (x_0 + x_0_ahead) + (sigma_s - sigma) / 2 * eps
+            x_0_ahead = denoise(ahead, there.t).x_0
+            eps = noise_in(x, x_0, here) + noise_in(ahead, x_0_ahead, there)
+            signal, noise = (there.alpha - here.alpha) / 2, (there.sigma - here.sigma) / 2
+            return x + signal * (x_0 + x_0_ahead) + noise * eps
 
-        return jax.lax.cond((s > 0) & (s != t), corrected, lambda ahead: ahead, ahead), x_0, None
+        moves = (there.t > 0) & (there.t != here.t)
+        return jax.lax.cond(moves, corrected, lambda ahead: ahead, ahead), x_0, None
 
-    return integrate(step, x, grid, num_steps, frames)
+    return integrate(step, x, grid, process, num_steps, frames)
 
 
 def dpm_solver_2m(
@@ -254,53 +259,47 @@ def dpm_solver_2m(
     """
 
     def step(
-        x: Array, t: Array, s: Array, i: Array, memory: tuple[Array, Array]
+        x: Array, here: Level, there: Level, i: Array, memory: tuple[Array, Array]
     ) -> tuple[Array, Array, tuple[Array, Array]]:
-        x_0 = denoise(x, t).x_0
+        x_0 = denoise(x, here.t).x_0
         before, h_before = memory
-        (_, sigma), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
-        h = (process.log_snr(s) - process.log_snr(t)) / 2
-        second = (h_before != 0) & (s > 0)
+        h = (there.log_snr - here.log_snr) / 2
+        second = (h_before != 0) & (there.t > 0)
         ratio = jnp.where(second, h, 0) / jnp.where(second, 2 * h_before, 1)
         direction = x_0 + ratio * (x_0 - before)
-        moved = sigma_s / sigma * x - alpha_s * jnp.expm1(-h) * direction
+        moved = there.sigma / here.sigma * x - there.alpha * jnp.expm1(-h) * direction
         # A step of no length leaves the slope as it is known.
-        still = s == t
+        still = there.t == here.t
         memory = (jnp.where(still, before, x_0), jnp.where(still, h_before, h))
         return jnp.where(still, x, moved), x_0, memory
 
     nothing = (jnp.zeros_like(x), jnp.zeros((), x.dtype))
-    return integrate(step, x, grid, num_steps, frames, nothing)
+    return integrate(step, x, grid, process, num_steps, frames, nothing)
 
 
-def _euler_step(x: Array, x_0: Array, t: Array, s: Array, process: Process) -> Array:
-    (alpha, sigma), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
-    moved = x + (alpha_s - alpha) * x_0 + (sigma_s - sigma) * noise_in(x, x_0, t, process)
+def _euler_step(x: Array, x_0: Array, here: Level, there: Level) -> Array:
+    signal, noise = there.alpha - here.alpha, there.sigma - here.sigma
     # At the data exactly what the denoiser says: bounds that it keeps stay kept.
-    return jnp.where(s > 0, moved, x_0)
+    return jnp.where(there.t > 0, x + signal * x_0 + noise * noise_in(x, x_0, here), x_0)
 
 
 def _churned(
     x: Array,
-    t: Array,
+    here: Level,
     i: Array,
     key: Array,
     process: Process,
     churn: Churn,
     num_steps: Count,
-) -> tuple[Array, Array]:
-    """Add the noise of EDM's algorithm 2: x and the time to which it belongs then.
+) -> tuple[Array, Level]:
+    """Add the noise of EDM's algorithm 2: x and the level to which it belongs then.
 
     sigma / alpha grows by a factor of 1 + gamma, but not past the process's end. Times of a
     discrete process are steps of it.
     """
-    level = process.log_snr(t)
-    ratio = jnp.exp(-level / 2)
+    ratio = jnp.exp(-here.log_snr / 2)
     within = (ratio >= churn.least) & (ratio <= churn.most)
     gamma = jnp.where(within, jnp.minimum(churn.amount / num_steps, _MOST_CHURN), 0)
-    later = process.snap(process.time_at(level - 2 * jnp.log1p(gamma)))
-    later = jnp.where(gamma > 0, jnp.maximum(later, t), t)
-    (_, sigma), (_, sigma_later) = process.alpha_sigma(t), process.alpha_sigma(later)
-    rho = signal_kept(process, later, t)
-    added = sigma_later * jnp.sqrt(1 - rho**2) * churn.noise * row_noise(key, i, x)
-    return jnp.where(later > t, rho * sigma_later / sigma * x + added, x), later
+    later = process.snap(process.time_at(here.log_snr - 2 * jnp.log1p(gamma)))
+    there = level_at(process, jnp.where(gamma > 0, jnp.maximum(later, here.t), here.t))
+    return forward_step(x, here, there, churn.noise * row_noise(key, i, x)), there

@@ -35,7 +35,7 @@ from genai_jax.diffusion.samplers import (
     euler,
     heun,
 )
-from genai_jax.diffusion.steps import Samples, start_from, starting_noise
+from genai_jax.diffusion.steps import Samples, level_at, start_from, starting_noise
 from genai_jax.parallel.sharding import over_rows
 from genai_jax.types import PyTree
 
@@ -332,7 +332,8 @@ def make_sampler(
         blank = jnp.zeros((key.shape[0], *shape))
         image = blank if image is None else image
         noise = starting_noise(key, blank) if noise is None else noise
-        x = start_from(image, noise, grid_of(process, settings)(0, settings.num_steps), process)
+        start = level_at(process, grid_of(process, settings)(0, settings.num_steps))
+        x = start_from(image, noise, start)
         denoise = denoiser_of(diffusion, model, condition, settings, weaker)
         samples = solve(solver, denoise, x, key, process, settings, frames)
         return jax.tree.map(lambda x: jnp.clip(x, -1, 1), samples)

@@ -88,6 +88,23 @@ class Mixture:
         return inside + jnp.einsum("k,ka,kb->ab", self.weights, offsets, offsets)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Independent mixtures, side by side in one vector."""
+
+    parts: tuple[Mixture, ...]
+
+    def split(self, x):
+        """Cut [b, d] into what belongs to each."""
+        return jnp.split(x, np.cumsum([part.means.shape[1] for part in self.parts])[:-1], axis=-1)
+
+    def denoise(self, x, alpha, sigma, labels=None):
+        """E[x_0 | x_t], [b, d]."""
+        pairs = zip(self.parts, self.split(x), strict=True)
+        return jnp.concatenate([part.denoise(y, alpha, sigma, labels) for part, y in pairs], -1)
+
+
 def make_mixture(dimensions, components=1, *, seed=0, spread=0.5, scale=0.3, dtype=np.float32):
     """Draw a mixture: means by `spread`, deviations of at most `scale`, axes in all directions.
 
@@ -105,7 +122,7 @@ def make_mixture(dimensions, components=1, *, seed=0, spread=0.5, scale=0.3, dty
     return Mixture(*(jnp.asarray(array, dtype) for array in arrays))
 
 
-def make_denoiser(mixture: Mixture, process: Process, labels=None) -> Denoise:
+def make_denoiser(mixture: Mixture | Product, process: Process, labels=None) -> Denoise:
     """Make the exact `(x_t [b, ...], t) -> Prediction`, for images of any shape."""
 
     def denoise(x_t, t):
@@ -132,7 +149,7 @@ class IdealNetwork:
         fraction: v, where the diffusion has it learn variances.
     """
 
-    mixture: Mixture
+    mixture: Mixture | Product
     diffusion: Diffusion
     fraction: float = 0.0
 
