@@ -115,7 +115,7 @@ def step_kl(
 
 
 def prior_kl(
-    process: Process, t: Float[Array, ""], images: Float[Array, "b ..."]
+    process: Process, t: Float[Array, "*b"], images: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     r"""Compute KL(q(x_t | x_0) || N(0, \alpha^2 + \sigma^2)) of each number, in nats.
 
@@ -124,7 +124,7 @@ def prior_kl(
 
     Reference: L_T of Ho et al., arXiv:2006.11239, eq. 5.
     """
-    log_snr = process.log_snr(t)
+    log_snr = like(process.log_snr(t), images)
     return (jax.nn.softplus(log_snr) + jax.nn.sigmoid(log_snr) * (jnp.square(images) - 1)) / 2
 
 
