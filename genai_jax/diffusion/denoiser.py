@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -62,9 +61,7 @@ class Diffusion:
         """Refuse a target that says nothing of the image at t = 1."""
         if self.sigma_data <= 0:
             raise ValueError(f"`sigma_data` must be positive; got {self.sigma_data}. Try 0.5.")
-        with jax.ensure_compile_time_eval():  # in a trace too
-            ends_without_signal = self.process.log_snr(jnp.ones(())) < _LEAST_LOG_SNR_OF_EPS
-        if self.target == "eps" and ends_without_signal:
+        if self.target == "eps" and self.process.last_log_snr < _LEAST_LOG_SNR_OF_EPS:
             raise ValueError(
                 "`target` 'eps' says nothing of the image where no signal is left; got a process "
                 f"that ends so ({self.process.schedule!r}). Choose v, x_0 or flow, or give "

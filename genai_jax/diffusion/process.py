@@ -164,6 +164,20 @@ class Process:
             return self._place(t) - 1
         return self.log_snr(t) / -8 if self.schedule == "edm" else 1000 * t
 
+    @property
+    def last_log_snr(self) -> float:
+        """The log-SNR at t = 1, computed without JAX: configurations are read before it starts."""
+        if self.log_snr_min is not None:
+            return self.log_snr_min
+        match self.schedule:
+            case "edm":
+                raw = -2 * math.log(self.sigma_max)
+            case "linear" if not self.num_steps:
+                raw = -math.log(math.expm1(sum(self._beta_rates) / 2))
+            case _:
+                raw = discrete_log_snr(self)[-1] if self.num_steps else -math.inf
+        return float(raw) - 2 * math.log(self.shift)
+
     @functools.cached_property
     def _last_time(self) -> float:
         """Where on the schedule's own clock t = 1 is."""

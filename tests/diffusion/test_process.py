@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -347,3 +349,30 @@ def test_what_has_no_meaning_is_refused(arguments, message):
 def test_continuous_time_has_no_betas():
     with pytest.raises(ValueError, match="no betas; got `num_steps` 0"):
         discrete_betas(Process())
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        Process("linear"),
+        Process("linear", num_steps=50, shift=2.0),
+        Process("edm", shift=0.5),
+        Process("cosine", log_snr_min=-15.0, shift=3.0),
+        Process("cosine", num_steps=30, zero_terminal_snr=True),
+    ],
+    ids=str,
+)
+def test_the_end_is_known_without_jax(process):
+    assert process.last_log_snr == pytest.approx(float(process.log_snr(jnp.ones(()))), rel=1e-4)
+
+
+def test_configurations_do_not_start_jax():
+    """Else scripts could not choose their devices after reading their command line."""
+    code = """
+from genai_jax.diffusion.denoiser import Diffusion
+from genai_jax.diffusion.process import Process
+Diffusion(Process("linear", num_steps=1000), "eps")
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
