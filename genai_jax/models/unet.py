@@ -4,6 +4,7 @@ B images [B, H, W, C], NHWC. What belongs to this one model (its presets, which 
 what decays, what Muon takes) lives here.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +14,18 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from genai_jax.models.text_encoder import TextEncoder
 from genai_jax.models.unet_config import StagePlan, UNetConfig, down_plan, up_plan
 from genai_jax.nn.conv import Conv, resize_nearest
-from genai_jax.nn.embeddings import Embedding, sinusoids
+from genai_jax.nn.embeddings import Embedding, fourier_features, sinusoids
 from genai_jax.nn.group_norm import GroupNorm
 from genai_jax.nn.image_attention import ImageAttention, Text
 from genai_jax.nn.linear import ALMOST_ZERO, Linear, scaled_std
 from genai_jax.nn.residual_block import ResidualBlock
 
 _EPS = 1e-6  # of all group norms
+# Number of the "block" whose noise the text encoder's dropout takes.
+_TEXT = 2**31 - 1
 
 
 class Block(nnx.Module):
@@ -46,7 +50,13 @@ class Block(nnx.Module):
             **norms,
         )
         self.attention = (
-            ImageAttention(out_width, config.heads(out_width), attention_key, **norms)
+            ImageAttention(
+                out_width,
+                config.heads(out_width),
+                attention_key,
+                text_dim=0 if config.text is None else config.text.embed_dim,
+                **norms,
+            )
             if attends
             else None
         )
@@ -102,6 +112,8 @@ class UNet(nnx.Module):
         level_in: First of the two layers that the noise level's sinusoids pass.
         level_out: The second.
         class_embedding: One vector a class, and a last one that says nothing.
+        text: The encoder of captions, whose states every attention reads.
+        text_pooled: From their mean to the vector that every block is told.
         conv_in: From the image to the first width.
         down: Stages, each at half the resolution of the one before.
         middle: Two blocks at the smallest resolution, attention between them.
@@ -120,7 +132,8 @@ class UNet(nnx.Module):
                 raise ValueError(f"`{name}` must be known; got 0. Take the data's.")
         width, dtype = config.width, config.param_dtype
         last = width * config.multipliers[-1]
-        keys = jax.random.split(key, 8)
+        keys = jax.random.split(key, 10)
+        text = config.text
         self.config = config
         self.level_in = _linear(config, width, config.level_dim, keys[0])
         self.level_out = _linear(config, config.level_dim, config.level_dim, keys[1])
@@ -130,6 +143,10 @@ class UNet(nnx.Module):
             )
             if config.num_classes
             else None
+        )
+        self.text = None if text is None else TextEncoder(text, keys[8])
+        self.text_pooled = (
+            None if text is None else _linear(config, text.embed_dim, config.level_dim, keys[9])
         )
         self.conv_in = Conv(config.in_channels, width, keys[3], param_dtype=dtype)
         self.down = _stages(config, down_plan(config), keys[4], down=True)
@@ -155,8 +172,8 @@ class UNet(nnx.Module):
         Args:
             x: Noisy images.
             noise_level: One real number a row.
-            condition: Class labels below `num_classes`, or `num_classes` for "unknown"; None where
-                there are no classes, or all are unknown.
+            condition: Class labels below `num_classes`, or `num_classes` for "unknown"; or
+                captions, token ids [b, l] with 0 for padding; None says nothing of all images.
             key: One key a row for dropout; None switches it off.
 
         Returns:
@@ -164,7 +181,7 @@ class UNet(nnx.Module):
             dtype of `x`.
 
         Raises:
-            ValueError: If the images have another size, or labels come without classes.
+            ValueError: If the images have another size, or the condition is not of this model.
         """
         config = self.config
         size, channels = config.image_size, config.channels
@@ -173,9 +190,13 @@ class UNet(nnx.Module):
                 f"Images must be {size} × {size} × {channels}, as `image_size` and `channels` say; "
                 f"got {' × '.join(map(str, x.shape[1:]))}."
             )
-        level = self._level(noise_level, condition).astype(config.dtype)
-        run = _Runner(level, None, None if config.dropout == 0 else key, config.remat)
-        h = self.conv_in(_with_fourier_features(x, config.fourier_frequencies).astype(config.dtype))
+        told, text = self._read(condition, x.shape[0], key)
+        hidden = jax.nn.silu(self.level_in(sinusoids(noise_level, config.width)))
+        # Past the SiLU that every block would begin with.
+        level = jax.nn.silu(self.level_out(hidden) + told).astype(config.dtype)
+        run = _Runner(level, text, None if config.dropout == 0 else key, config.remat)
+        features = fourier_features(x, config.fourier_frequencies)
+        h = self.conv_in(jnp.concatenate([x, features], axis=-1).astype(config.dtype))
         skips = [h]
         for stage in self.down:
             for block in stage.blocks:
@@ -193,24 +214,33 @@ class UNet(nnx.Module):
                 h = stage.resample(resize_nearest(h))
         return self.conv_out(self.norm_out(h, silu=True)).astype(x.dtype)
 
-    def null_condition(self, condition: Array) -> Array:
-        """Make the labels, of the same shape, that say nothing."""
-        return jnp.full_like(condition, self.config.num_classes)
+    def null_condition(self, condition: Any) -> Any:
+        """Make the labels or captions, of the same shape, that say nothing."""
+        if condition is None:
+            return None
+        return jnp.full_like(condition, 0 if self.text is not None else self.config.num_classes)
 
-    def _level(self, noise_level: Float[Array, " b"], condition: Any) -> Float[Array, "b e"]:
-        """Embed the noise level and the class, past the SiLU that every block would begin with."""
-        hidden = jax.nn.silu(self.level_in(sinusoids(noise_level, self.config.width)))
-        level = self.level_out(hidden)
-        if self.class_embedding is not None:
-            if condition is None:
-                condition = jnp.full(noise_level.shape, self.config.num_classes)
-            level = level + self.class_embedding(condition)
-        elif condition is not None:
+    def _read(
+        self, condition: Any, rows: int, key: Key[Array, " b"] | None
+    ) -> tuple[Float[Array, "#b e"], Text | None]:
+        """Embed what images should be: for every block, and for attention to read."""
+        axes = 2 if self.text is not None else 1 if self.class_embedding is not None else 0
+        if condition is not None and condition.ndim != axes:
+            wanted = ("no condition", "class labels [b]", "captions [b, l]")[axes]
             raise ValueError(
-                "This U-Net knows no classes; got labels. Build it with `num_classes`, or pass "
-                "condition None."
+                f"This U-Net takes {wanted}; got an array of shape {condition.shape}. Build it "
+                "with `num_classes` for labels, with `text` for captions."
             )
-        return jax.nn.silu(level)
+        if self.text is not None and self.text_pooled is not None:
+            if key is not None:
+                key = jax.vmap(lambda row: jax.random.fold_in(row, _TEXT))(key)
+            nothing = jnp.zeros((rows, 1), jnp.int32)
+            said = self.text(nothing if condition is None else condition, key)
+            return self.text_pooled(said.pooled), Text(said.states, said.mask)
+        if self.class_embedding is not None:
+            unknown = jnp.full((rows,), self.config.num_classes)
+            return self.class_embedding(unknown if condition is None else condition), None
+        return jnp.zeros((1, self.config.level_dim)), None
 
 
 def _stages(config: UNetConfig, plans: list[StagePlan], key: PRNGKeyArray, *, down: bool) -> Any:
@@ -234,13 +264,6 @@ class _Runner:
         return run(block, x, self.level, self.text, keys)
 
 
-def _with_fourier_features(
-    x: Float[Array, "b h w c"], frequencies: tuple[int, ...]
-) -> Float[Array, "b h w c2"]:
-    features = [f(2.0**n * jnp.pi * x) for n in frequencies for f in (jnp.sin, jnp.cos)]
-    return jnp.concatenate([x, *features], axis=-1) if features else x
-
-
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(kernel|table)$", PartitionSpec("fsdp")),
 )
@@ -255,10 +278,10 @@ def decays(name: str) -> bool:
 def hidden_matrix(name: str) -> tuple[int, int] | None:
     """Say how many input and output axes a hidden matrix has; None for all other parameters.
 
-    Hidden matrices, those of blocks and between resolutions, are what Muon takes: a convolution's
-    has height, width and channels of the input as its rows.
+    Hidden matrices, those of blocks, between resolutions and of the text encoder's layers, are what
+    Muon takes: a convolution's has height, width and channels of the input as its rows.
     """
-    if not name.endswith("kernel") or not any(part in name for part in ("down/", "middle/", "up/")):
+    if not re.search(r"(^|/)(down|middle|up|layers)/.*kernel$", name):
         return None
     if "conv/" in name or "resample/" in name:
         return (3, 1)

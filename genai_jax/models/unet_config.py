@@ -3,7 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from genai_jax.nn.config import Dtype
+from genai_jax.models.text_encoder import check_encoder
+from genai_jax.nn.config import Dtype, TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class UNetConfig:
         groups: Groups of each group norm.
         dropout: Probability of zero before the last convolution of each block, in training.
         num_classes: Classes that an image may be told to be of; 0 is none.
+        text: The encoder of captions; none takes no captions.
         learned_variance: Whether there are twice as many channels at the end: the variance too.
         fourier_frequencies: Exponents n of sin(2^n pi x) and cos(2^n pi x), which are appended to
             the input: fine detail, for likelihoods (7 and 8 in the paper, for 256 levels).
@@ -43,6 +45,7 @@ class UNetConfig:
     groups: int = 32
     dropout: float = 0.0
     num_classes: int = 0
+    text: TransformerConfig | None = None
     learned_variance: bool = False
     fourier_frequencies: tuple[int, ...] = ()
     param_dtype: Dtype = "float32"
@@ -66,6 +69,13 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1); got {self.dropout}. Try 0.1.")
+        if self.text is not None:
+            check_encoder(self.text)
+            if self.num_classes:
+                raise ValueError(
+                    f"An image has a class or a caption; got `num_classes` {self.num_classes} and "
+                    "`text`. Leave one of them out."
+                )
         self._check_widths()
         if self.image_size:
             self._check_resolutions()

@@ -55,3 +55,20 @@ def sinusoids(
     exponents = jnp.arange(half, dtype=level.dtype) / (half - 1)
     angles = level[:, None] * jnp.exp(-math.log(max_period) * exponents)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def fourier_features(
+    x: Float[Array, "... c"], exponents: tuple[int, ...]
+) -> Float[Array, "... features"]:
+    r"""Compute $\sin(2^n \pi x)$ and $\cos(2^n \pi x)$ for each n, C channels each.
+
+    Neighbouring levels of an 8-bit image differ by little; at n = 7 and 8 by half a turn.
+
+    Args:
+        x: Pixels, in [-1, 1].
+        exponents: n; none gives no channels.
+
+    Reference: Kingma et al., arXiv:2107.00630, appendix C.
+    """
+    waves = [f(2.0**n * math.pi * x) for n in exponents for f in (jnp.sin, jnp.cos)]
+    return jnp.concatenate(waves, axis=-1) if waves else x[..., :0]

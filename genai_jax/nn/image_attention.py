@@ -80,20 +80,51 @@ class ImageAttention(nnx.Module):
         self, x: Float[Array, "b h w c"], text: Text | None = None
     ) -> Float[Array, "b h w c"]:
         """Attend and add; computes in the dtype of `x`."""
-        b, h, w, c = x.shape
-        pixels = self.norm(x).reshape(b, h * w, c)
+        pixels = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        if self.query.out_shape[0] == 1 and text is None:
+            mixed = self._by_one_head(pixels)
+        else:
+            mixed = self.output(self._by_heads(pixels, text))
+        return x + mixed.reshape(x.shape)
+
+    def _by_one_head(self, pixels: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        r"""Attend by one head, in half of the products: $W_qW_k^\top$ and $W_vW_o$ are one each.
+
+        With the bias of the keys every logit of a query moves alike, so that it does not count; and
+        as probabilities add up to one, the bias of the values passes through.
+        """
+        dtype = pixels.dtype
+        query, key, value, output = (
+            layer.kernel[...].reshape(pixels.shape[-1], -1)
+            for layer in (self.query, self.key, self.value, self.output)
+        )
+        to_logits = (self.scale * query @ key.T).astype(dtype)
+        asked = pixels @ to_logits + (self.scale * _bias(self.query) @ key.T).astype(dtype)
+        logits = jnp.einsum("btc,bsc->bts", asked, pixels, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+        mixed = jnp.einsum(
+            "bts,bsc->btc", weights.astype(dtype), pixels, preferred_element_type=jnp.float32
+        )
+        said = (mixed / total).astype(dtype) @ (value @ output).astype(dtype)
+        return said + (_bias(self.value) @ output + _bias(self.output)).astype(dtype)
+
+    def _by_heads(
+        self, pixels: Float[Array, "b t c"], text: Text | None
+    ) -> Float[Array, "b t n d"]:
+        """Attend by any number of heads, to a text as well."""
         query, key, value = self.query(pixels), self.key(pixels), self.value(pixels)
         mask = None
         if text is not None:
             if self.text_key is None or self.text_value is None:
                 raise ValueError("This attention reads no text; got one. Build it with `text_dim`.")
-            states = text.states.astype(x.dtype)
+            states = text.states.astype(pixels.dtype)
             key = jnp.concatenate([key, self.text_key(states)], axis=1)
             value = jnp.concatenate([value, self.text_value(states)], axis=1)
-            seen = jnp.concatenate([jnp.ones((b, h * w), bool), text.mask], axis=1)
-            mask = jnp.broadcast_to(seen[:, None], (b, h * w, seen.shape[1]))
+            seen = jnp.concatenate([jnp.ones(pixels.shape[:2], bool), text.mask], axis=1)
+            mask = jnp.broadcast_to(seen[:, None], (*pixels.shape[:2], seen.shape[1]))
         # Dense: `blocked` has a rule for reverse mode alone, and likelihoods may want the forward.
-        mixed = attend(
+        return attend(
             query,
             key,
             value,
@@ -102,4 +133,8 @@ class ImageAttention(nnx.Module):
             attention_mask=mask,
             implementation="dense",
         )
-        return x + self.output(mixed).reshape(b, h, w, c)
+
+
+def _bias(layer: Linear) -> Float[Array, " o"]:
+    assert layer.bias is not None
+    return layer.bias[...].reshape(-1)
