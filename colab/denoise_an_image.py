@@ -186,7 +186,7 @@ print(f"loss after {STEPS} steps: {np.mean(losses[-20:]):.3f}")
 # %% [markdown]
 # ## What it predicts at each noise level
 # Three rows of a held-out digit: noisy, the network's estimate of the image, and the image. Where
-# there is little noise there is little to do; where there is only noise it says a mean of the class.
+# there is little noise there is little to do; where there is only noise it says the class's mean.
 
 # %%
 denoise = jax.jit(lambda model, x_t, t, labels: diffusion.make_denoiser(model, labels)(x_t, t).x_0)
