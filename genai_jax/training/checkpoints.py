@@ -120,7 +120,8 @@ def _handler() -> Any:
     )
 
 
-def _finished_steps(directory: Path) -> list[int]:
+def finished_steps(directory: Path) -> list[int]:
+    """List the steps of the checkpoints in a directory, oldest first."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
@@ -129,14 +130,22 @@ def _finished_steps(directory: Path) -> list[int]:
 def _read_arrays(
     orbax: Any, directory: Path, wanted: dict[str, jax.ShapeDtypeStruct], *, part: bool = False
 ) -> dict[str, Any]:
-    """Read the arrays of a checkpoint, or a part of them, and check them by its manifest."""
+    """Read the arrays of a checkpoint, or a part of them, and check them by its manifest.
+
+    A part is all below the first words of the wanted names, in the dtypes that it was saved in.
+    """
     manifest = read_manifest(directory)
     arrays = manifest["arrays"]
     described = {
         name: jax.ShapeDtypeStruct(x["shape"], jnp.dtype(x["dtype"])) for name, x in arrays.items()
     }
     if part:
-        described = {name: x for name, x in described.items() if name in wanted}
+        parts = {name.split("/")[0] for name in wanted}
+        described = {name: x for name, x in described.items() if name.split("/")[0] in parts}
+        wanted = {
+            name: jax.ShapeDtypeStruct(x.shape, described.get(name, x).dtype, sharding=x.sharding)
+            for name, x in wanted.items()
+        }
     storage.check_layout(described, wanted)
     arguments = ocp.args.PyTreeRestore(
         wanted,
@@ -165,7 +174,7 @@ def load_part(directory: Path, like: PyTree) -> tuple[int, PyTree] | None:
     Args:
         directory: Where the checkpoints are.
         like: The part, by the names that it has in the state: `{"model": model}`; arrays or
-            `jax.ShapeDtypeStruct`s with shardings.
+            `jax.ShapeDtypeStruct`s with shardings. Values are cast to its dtypes.
 
     Returns:
         The step and the part, or None where there is no good checkpoint.
@@ -173,20 +182,30 @@ def load_part(directory: Path, like: PyTree) -> tuple[int, PyTree] | None:
     Raises:
         StorageError: If the newest whole checkpoint has no such part, or one of other shapes.
     """
-    with contextlib.closing(ocp.Checkpointer(_handler())) as orbax:
-        for step in reversed(_finished_steps(directory)):
-            wanted = storage.storage_like(like)
-            try:
-                flat = _read_arrays(orbax, directory.absolute() / str(step), wanted, part=True)
-            except DamagedCheckpoint as error:
-                print(f"WARNING: checkpoint {step} is damaged: {error}", file=sys.stderr)
-                continue
-            return step, storage.from_storage(flat, like)
+    for step in reversed(finished_steps(directory)):
+        try:
+            return step, load_step(directory, step, like)
+        except DamagedCheckpoint as error:
+            print(f"WARNING: checkpoint {step} is damaged: {error}", file=sys.stderr)
     return None
 
 
+def load_step(directory: Path, step: int, like: PyTree) -> PyTree:
+    """Read some of the arrays of one checkpoint, as `load_part` does.
+
+    Raises:
+        DamagedCheckpoint: If it is not what was written.
+        StorageError: If it has no such part, or one of other shapes.
+    """
+    wanted = storage.storage_like(like)
+    with contextlib.closing(ocp.Checkpointer(_handler())) as orbax:
+        flat = _read_arrays(orbax, directory.absolute() / str(step), wanted, part=True)
+    flat = {name: x.astype(wanted[name].dtype) for name, x in flat.items()}
+    return storage.from_storage(flat, like)
+
+
 class Checkpoints:
-    """The newest `keep` checkpoints of a run, written in the background.
+    """The newest `keep` checkpoints of a run, or all of them, written in the background.
 
     A save that fails (disk full, directory replaced, ...) warns on stderr, is noted in `failures`
     and leaves the older checkpoints alone; training goes on and the next save tries again. Older
@@ -197,16 +216,17 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep: int = 2, provenance: dict[str, Any] | None = None
+        self, directory: Path, *, keep: int | None = 2, provenance: dict[str, Any] | None = None
     ) -> None:
         """Open a directory of checkpoints, made at the first save.
 
         Args:
             directory: Where they are; removes what killed saves left behind.
-            keep: How many to keep, at least 1. With 1 there is none to fall back to.
+            keep: How many to keep, at least 1; None keeps all. With 1 there is none to fall back
+                to.
             provenance: What goes into each manifest; JSON.
         """
-        if keep < 1:
+        if keep is not None and keep < 1:
             raise ValueError(f"`keep` must be at least 1; got {keep}. Choose 2 to have a reserve.")
         self.directory = directory.absolute()
         self.keep = keep
@@ -221,7 +241,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
-        return _finished_steps(self.directory)
+        return finished_steps(self.directory)
 
     def save(self, step: int, state: PyTree) -> bool:
         """Begin to save a state; returns when it may be donated.
@@ -274,7 +294,7 @@ class Checkpoints:
             self._failed(step, error)
             return
         self._pending = None
-        if self._is_writer:
+        if self._is_writer and self.keep is not None:
             for old in self.steps()[: -self.keep]:
                 self._delete(self.directory / str(old))
 

@@ -72,6 +72,8 @@ class Interludes:
         evaluate_every: Steps between two evaluations; 0 evaluates at the end only.
         evaluate: `state -> values`, written as `val/<name>`. May raise `Stopped` of `signals`.
         sample: `state -> {suffix: content}`, written to `samples/<step><suffix>`; likewise.
+        snapshot_every: Steps between two snapshots of the traces; 0 makes one at the end only.
+        snapshots: Takes `state.traces`; None takes none.
         profile_steps: Steps whose profile is written to `profile/`.
         loss_unit: Of the loss, for the axis of the plot.
     """
@@ -80,6 +82,8 @@ class Interludes:
     evaluate_every: int = 0
     evaluate: Evaluate | None = None
     sample: Sample | None = None
+    snapshot_every: int = 0
+    snapshots: Checkpoints | None = None
     profile_steps: range = range(0)
     loss_unit: str = "nats"
 
@@ -93,6 +97,16 @@ class _Ledger:
     reporter: Reporter
     interludes: Interludes
     in_flight: tuple[int, Metrics] | None = None
+
+    @property
+    def stores(self) -> list[Checkpoints]:
+        """Whatever takes states or parts of them."""
+        return [x for x in (self.checkpoints, self.interludes.snapshots) if x is not None]
+
+    def wait(self) -> None:
+        """Wait for the saves under way."""
+        for store in self.stores:
+            store.wait()
 
     def resume(self, start: int) -> bool:
         """Cut the metrics back to a step; returns whether its evaluation is still owed."""
@@ -125,6 +139,7 @@ class _Ledger:
         complete = not evaluating or self.evaluate_at(step, state)
         if not complete or self._is_due(step, self.interludes.save_every):
             self.save(step, state)
+        self.snapshot(step, state)
         if evaluating and complete:
             with self.reporter.pause("plot", step):
                 _draw_plots(self.run, self.interludes.loss_unit, self.reporter)
@@ -153,10 +168,25 @@ class _Ledger:
         """Begin a checkpoint, once all that it covers is on the disk."""
         self.record()
         with self.reporter.pause("save", step):
+            if self.interludes.snapshots is not None:
+                self.interludes.snapshots.wait()  # whoever resumes here will not make them again
             if self.run.metrics.flush(to_disk=True):
                 self.checkpoints.save(step, state)
             else:
                 self.checkpoints.failures.append(f"step {step}: metrics.jsonl cannot be written")
+
+    def snapshot(self, step: int, state: Any) -> None:
+        """Begin a snapshot, where one is due that does not stand yet.
+
+        Whoever resumes this step makes it, if a kill did not let it end.
+        """
+        snapshots = self.interludes.snapshots
+        if snapshots is None or not self._is_due(step, self.interludes.snapshot_every):
+            return
+        if step not in snapshots.steps():
+            self.record()
+            with self.reporter.pause("snapshot", step):
+                snapshots.save(step, state.traces)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.reporter.steps or (every > 0 and step % every == 0)
@@ -195,10 +225,13 @@ def train(
     ledger = _Ledger(run, checkpoints, reporter, interludes)
     owed = ledger.resume(start)
     with reporter, _Profiler(run, interludes.profile_steps) as profiler:
+        if start:
+            ledger.snapshot(start, state)
         if start >= steps and not owed:
             reporter.say(f"{run.path} is finished: {start} steps. Nothing to do.")
             _draw_plots(run, interludes.loss_unit, reporter, only_if_outdated=True)
-            return state, 0
+            ledger.wait()
+            return state, _exit_code(False, stop, ledger)
         if start:
             reporter.say(f"resuming {run.path} after step {start}")
         done = start
@@ -217,18 +250,19 @@ def train(
                 ledger.record()
                 ledger.in_flight, done = (step, metrics), step
                 profiler.after(step, state)
-                checkpoints.poll()
+                for store in ledger.stores:
+                    store.poll()
                 stopping = not ledger.close_step(step, state)
             if done > start:
                 ledger.save(done, state)  # nothing new unless a signal came
         except NonFiniteError as error:
-            checkpoints.wait()
+            ledger.wait()
             reporter.say(_advice(error, checkpoints), error=True)
             return state, 1
-        checkpoints.wait()
+        ledger.wait()
         reporter.finish(done)
     _draw_plots(run, interludes.loss_unit, reporter, only_if_outdated=True)
-    return state, _exit_code(stopping, stop, checkpoints, reporter)
+    return state, _exit_code(stopping, stop, ledger)
 
 
 def _agreed(stop: StopRequest, step: int) -> bool:
@@ -278,17 +312,16 @@ def _advice(error: NonFiniteError, checkpoints: Checkpoints) -> str:
     )
 
 
-def _exit_code(
-    stopping: bool, stop: StopRequest, checkpoints: Checkpoints, reporter: Reporter
-) -> int:
-    for failure in checkpoints.failures:
-        reporter.say(f"WARNING: a save failed: {failure}", error=True)
+def _exit_code(stopping: bool, stop: StopRequest, ledger: _Ledger) -> int:
+    failures = [failure for store in ledger.stores for failure in store.failures]
+    for failure in failures:
+        ledger.reporter.say(f"WARNING: a save failed: {failure}", error=True)
     if stopping:
-        saved = checkpoints.steps()
+        saved = ledger.checkpoints.steps()
         where = f"saved at step {saved[-1]}" if saved else "nothing was saved"
-        reporter.say(f"stopped; {where}. The same command resumes.")
+        ledger.reporter.say(f"stopped; {where}. The same command resumes.")
         return stop.exit_code or 143  # asked for on another host
-    return 1 if checkpoints.failures else 0
+    return 1 if failures else 0
 
 
 class _Profiler:

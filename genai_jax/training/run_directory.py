@@ -3,7 +3,7 @@
 config.json      the resolved configuration, and digests of the data and the tokenizer
 metrics.jsonl    functions of (configuration, step) only: equal runs have equal bytes
 timing.jsonl     whatever the clock says
-checkpoints/  plots/  samples/  tokenizer/  profile/  tensorboard/  wandb/
+checkpoints/  ema/  plots/  samples/  tokenizer/  profile/  tensorboard/  wandb/
 lock             held by the process that writes, and let go by the kernel when it dies
 """
 
@@ -23,7 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from genai_jax.training.json_lines import JsonLines, write_atomically
-from genai_jax.training.saved_config import differences, to_json
+from genai_jax.training.saved_config import differences, to_json, with_new_fields
 
 try:
     import fcntl
@@ -32,7 +32,10 @@ except ImportError:  # not a Unix: two processes in one directory go unnoticed
 
 _CONFIG = "config.json"
 _LOCK = "lock"
-_FOLDERS = ("checkpoints", "plots", "samples", "tokenizer", "profile", "tensorboard", "wandb")
+_FOLDERS = (
+    *("checkpoints", "ema", "plots", "samples", "tokenizer"),
+    *("profile", "tensorboard", "wandb"),
+)
 _FILES = ("metrics.jsonl", "timing.jsonl")
 # Some network file systems have no locks: there, too, two processes go unnoticed.
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
@@ -163,7 +166,7 @@ def open_run(
     resumed, lock = False, None
     if jax.process_index() == 0:
         try:
-            resumed, lock = _prepare(path, resolved, overwrite, observational)
+            resumed, lock = _prepare(path, config, overwrite, observational)
         except OSError as error:
             raise RunError(
                 f"--workdir must be a directory that can be written; {path} gives: {error}"
@@ -184,6 +187,7 @@ def _prepare(
     path: Path, config: Any, overwrite: bool, observational: Collection[str]
 ) -> tuple[bool, IO[str] | None]:
     """Check, lock and clear the directory; returns whether a run is resumed, and the lock."""
+    resolved = to_json(config)
     if path.is_dir() and not (path / _CONFIG).exists():
         # A start that was killed may have left these two.
         others = {p.name for p in path.iterdir()} - {_LOCK, _CONFIG + ".tmp"}
@@ -197,14 +201,14 @@ def _prepare(
     lock = _take_lock(path)
     try:
         if not (path / _CONFIG).exists():
-            _write_config(path, config, {})
+            _write_config(path, resolved, {})
             return False, lock
         _read_config(path)  # many a folder holds a config.json: only a run is touched
         # One that was refused its data, say, has nothing to lose: its options may be put right.
         begun = (path / "checkpoints").exists() or (path / "metrics.jsonl").exists()
         if overwrite or not begun:
             _clear(path)
-            _write_config(path, config, {})
+            _write_config(path, resolved, {})
             return False, lock
         _refuse_changes(path, config, observational)
     except BaseException:
@@ -234,8 +238,8 @@ def _take_lock(path: Path) -> IO[str] | None:
 
 
 def _refuse_changes(path: Path, config: Any, observational: Collection[str]) -> None:
-    saved = _read_config(path)["config"]
-    changes = differences(saved, config, exempt=observational)
+    saved = with_new_fields(type(config), _read_config(path)["config"])
+    changes = differences(saved, to_json(config), exempt=observational)
     if changes:
         raise RunError(
             f"a run must be resumed with the configuration that it was begun with; {path} has\n"

@@ -77,6 +77,21 @@ def from_json(kind: Any, value: Any) -> Any:
     return tuple(value) if kind is tuple else value
 
 
+def with_new_fields(kind: Any, saved: Any) -> Any:
+    """Give a saved configuration the fields that its class has gained since, with their defaults.
+
+    Args:
+        kind: The dataclass; of other classes nothing is known, and nothing is added.
+        saved: The JSON value. One that no longer fits the class is handed through.
+    """
+    if not dataclasses.is_dataclass(kind):
+        return saved
+    try:
+        return to_json(from_json(kind, saved))
+    except (ValueError, TypeError, KeyError):
+        return saved
+
+
 def _from_object(kind: Any, value: Any) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     saved = value if isinstance(value, dict) else {}

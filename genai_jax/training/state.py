@@ -1,7 +1,7 @@
 """The train state: all that a step changes, as one pytree."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ class TrainState:
         opt_state: The optimizer's state.
         ema: Moving average of the parameters, in float32, or None.
         context: Whatever else the objective reads (a frozen reference, a coefficient), or None.
+        traces: Power-function averages by name, in float32, from which others are made after the
+            training; or None.
     """
 
     step: Any
@@ -31,6 +33,7 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree = None
     context: PyTree = None
+    traces: PyTree = None
 
     @property
     def averaged(self) -> Any:
@@ -46,6 +49,7 @@ def init_state(
     *,
     ema: bool = False,
     context: PyTree = None,
+    traces: Collection[str] = (),
 ) -> TrainState:
     """Make the first state in place: every device draws its own part, and no host holds it all.
 
@@ -56,19 +60,31 @@ def init_state(
         rules: Sharding rules by parameter name; the optimizer's state and the average follow.
         ema: Whether to keep a moving average.
         context: What else the objective reads.
+        traces: Names of the averages that are kept for `posthoc_ema`.
     """
 
     def init() -> TrainState:
         model = init_model()
-        average = jax.tree.map(lambda x: jnp.array(x, jnp.float32), model) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model), average, context)
+        return TrainState(
+            jnp.zeros((), jnp.int32),
+            model,
+            optimizer.init(model),
+            first_average(model) if ema else None,
+            context,
+            {name: first_average(model) for name in traces} or None,
+        )
 
     shardings = shardings_for(jax.eval_shape(init), mesh, rules)
     return jax.jit(init, out_shardings=shardings)()
 
 
-def abstract_like(state: TrainState) -> Any:
-    """Describe a state (shapes, dtypes, shardings) without holding it."""
+def first_average(model: PyTree) -> PyTree:
+    """Begin an average: a copy of the parameters in float32."""
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), model)
+
+
+def abstract_like(state: PyTree) -> Any:
+    """Describe a state, or a part of one (shapes, dtypes, shardings) without holding it."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )

@@ -6,7 +6,8 @@ is the compiler's: it gathers parameters where they are used and scatters gradie
 made.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from zlib import crc32
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from genai_jax.parallel.sharding import replicated
-from genai_jax.training.ema import EMAConfig, ema_decay, ema_update
+from genai_jax.training.ema import Average, update_average
 from genai_jax.training.state import TrainState
 from genai_jax.types import Array, Batch, Metrics, Objective, PyTree, Terms
 
@@ -178,7 +179,8 @@ def make_train_step(
     microbatches: int = 1,
     unroll: bool = False,
     clip_norm: float | None = 1.0,
-    ema: EMAConfig | None = None,
+    ema: Average | None = None,
+    traces: Mapping[str, Average] | None = None,
 ) -> TrainStep:
     r"""Make the jitted step, which donates its state.
 
@@ -195,6 +197,7 @@ def make_train_step(
             compile. For convolutions on a CPU, whose gradient is tens of times slower in a loop.
         clip_norm: The gradient is scaled to this global norm where it is longer; None never.
         ema: How the average of the parameters moves; the state must have one. None has none.
+        traces: The same of the averages that are kept for `posthoc_ema`, by name.
 
     Returns:
         `(state, batch) -> (state, metrics)`; metrics are (sum, weight): one for every term of the
@@ -218,11 +221,22 @@ def make_train_step(
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        average = state.ema
-        if ema is not None:
-            average = ema_update(average, model, ema_decay(ema, state.step))
         metrics |= {"grad_norm": (norm, jnp.ones((), jnp.float32))}
-        return TrainState(state.step + 1, model, opt_state, average, state.context), metrics
+
+        def move(average: PyTree, rule: Average) -> PyTree:
+            return update_average(average, model, rule.share(state.step))
+
+        after = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            model=model,
+            opt_state=opt_state,
+            ema=state.ema if ema is None else move(state.ema, ema),
+            traces={name: move(state.traces[name], traces[name]) for name in traces}
+            if traces
+            else state.traces,
+        )
+        return after, metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))

@@ -13,6 +13,7 @@ from genai_jax.training.checkpoints import (
     Checkpoints,
     DamagedCheckpoint,
     load_part,
+    load_step,
     read_manifest,
 )
 from genai_jax.training.storage import StorageError
@@ -62,6 +63,14 @@ def test_only_the_newest_are_kept(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [10, 100]
     assert {p.name for p in (tmp_path / "c").iterdir()} == {"10", "100"}
+
+
+def test_all_are_kept_where_none_is_to_go(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=None) as checkpoints:
+        for step in (1, 5, 10, 100):
+            checkpoints.save(step, state(step))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 5, 10, 100]
 
 
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
@@ -154,6 +163,29 @@ def test_a_part_is_read_without_the_rest(saved, capsys):
     assert "checkpoint 2 is damaged" in capsys.readouterr().err
     assert {p.name for p in saved.iterdir()} == {"1", "2"}  # a reader changes nothing
     assert load_part(saved / "none", like) is None
+
+
+def test_a_part_is_cast_and_must_be_all_of_it(saved):
+    model = state()["model"]
+    wider = {"model": model | {"half": jnp.zeros(3, jnp.float32)}}
+    _, part = load_part(saved, wider)
+    assert part["model"]["half"].dtype == jnp.float32
+    np.testing.assert_array_equal(part["model"]["half"], np.full(3, 2.0))
+    with pytest.raises(StorageError, match="unexpected: model/half"):
+        load_part(saved, {"model": {"cut": model["cut"]}})
+    with pytest.raises(
+        StorageError, match=r"misshapen: model/half is bfloat16\[3\], needed .*\[4\]"
+    ):
+        load_part(saved, {"model": model | {"half": jnp.zeros(4, jnp.bfloat16)}})
+
+
+def test_one_step_is_read(saved):
+    like = {"model": state()["model"]}
+    jax.tree.map(
+        np.testing.assert_array_equal, load_step(saved, 1, like)["model"], state(1)["model"]
+    )
+    with pytest.raises(DamagedCheckpoint):
+        load_step(saved, 3, like)
 
 
 def test_manifest_of_nothing(tmp_path):

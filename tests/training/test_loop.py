@@ -1,17 +1,20 @@
 """The loop, with a model of one number whose every value is known."""
 
+import errno
 import shutil
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
-from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.checkpoints import Checkpoints, finished_steps, load_step
 from genai_jax.training.json_lines import read_json_lines
 from genai_jax.training.loop import Interludes, host_means, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter
 from genai_jax.training.run_directory import open_run
 from genai_jax.training.signals import Stopped, StopRequest
+from genai_jax.training.state import TrainState
 
 STEPS = 7
 
@@ -164,6 +167,136 @@ def test_without_interludes_it_saves_and_evaluates_at_the_end(world):
     world.run(save_every=0, evaluate_every=0)
     assert world.evaluations == [28.0]
     assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"7"}
+
+
+@jax.jit
+def step_of_traces(state, batch):
+    """As `train_step`, in a state that keeps its sum as a trace too."""
+    total = state.model + batch
+    metrics = {"loss": (total, jnp.float32(1))}
+    return TrainState(state.step + 1, total, None, traces={"0.1": total}), metrics
+
+
+class WorldOfTraces(World):
+    """A run that makes snapshots at the steps 3, 6 and 7."""
+
+    def run(self, *, next_batch=None, **interludes):
+        zero = jnp.float32(0)
+        first = TrainState(jnp.int32(0), zero, None, traces={"0.1": zero})
+        with (
+            open_run(self.folder, {"steps": STEPS}) as run,
+            Checkpoints(run.folder("checkpoints")) as checkpoints,
+            Checkpoints(run.folder("ema"), keep=None) as snapshots,
+        ):
+            start, state = checkpoints.restore(first) or (0, first)
+            return train(
+                *(state, start),
+                train_step=step_of_traces,
+                next_batch=next_batch or self.next_batch,
+                run=run,
+                checkpoints=checkpoints,
+                reporter=Reporter(run, steps=STEPS, log_every=1, unit="rows", units_per_step=1),
+                stop=self.stop,
+                interludes=Interludes(
+                    **{"save_every": 2} | interludes, snapshot_every=3, snapshots=snapshots
+                ),
+            )[1]
+
+    @property
+    def snapshots(self):
+        """Their contents and when they were written, by step."""
+        found = {}
+        for step in finished_steps(folder := self.folder / "ema"):
+            value = float(load_step(folder, step, {"0.1": jnp.float32(0)})["0.1"])
+            written = folder / str(step) / "manifest" / "manifest.json"
+            found[step] = (value, written.stat().st_mtime_ns)
+        return found
+
+
+SNAPSHOTS = {3: 6.0, 6: 21.0, 7: 28.0}
+
+
+def contents(world):
+    return {step: value for step, (value, _) in world.snapshots.items()}
+
+
+def test_snapshots_are_made_on_their_cadence_and_all_kept(tmp_path):
+    world = WorldOfTraces(tmp_path / "run")
+    assert world.run() == 0
+    assert contents(world) == SNAPSHOTS
+    assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"6", "7"}
+    before = world.snapshots
+    assert world.run() == 0  # finished
+    assert world.snapshots == before
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 4])
+def test_a_resumed_run_makes_the_snapshots_that_are_missing_and_no_other(tmp_path, stopped_at):
+    world = WorldOfTraces(tmp_path / "run")
+
+    def stopping(state, step):
+        if step == stopped_at - 1:
+            world.stop.signal_number = 15
+        return world.next_batch(state, step)
+
+    assert world.run(next_batch=stopping) == 143
+    before = world.snapshots
+    assert contents(world) == {s: x for s, x in SNAPSHOTS.items() if s <= stopped_at}
+    world.stop = StopRequest()
+    assert world.run() == 0
+    assert contents(world) == SNAPSHOTS
+    assert before.items() <= world.snapshots.items()
+
+
+def test_a_kill_between_a_checkpoint_and_its_snapshot_loses_none(tmp_path):
+    """What is resumed is step 6 or 7, saved before the snapshot of the same step."""
+    world = WorldOfTraces(tmp_path / "run")
+    world.run()
+    for lost, resumed in (("7", "7"), ("6", "6")):
+        for later in ("6", "7"):
+            if later > resumed:
+                shutil.rmtree(world.folder / "checkpoints" / later)
+        shutil.rmtree(world.folder / "ema" / lost)
+        assert world.run() == 0
+        assert contents(world) == SNAPSHOTS
+
+
+def test_no_checkpoint_begins_before_the_snapshots_of_earlier_steps_stand(tmp_path, monkeypatch):
+    world, save, seen = WorldOfTraces(tmp_path / "run"), Checkpoints.save, {}
+
+    def noting(self, step, state):
+        if self.directory.name == "checkpoints":
+            seen[step] = set(finished_steps(self.directory.parent / "ema"))
+        return save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", noting)
+    world.run(save_every=1)
+    for step, standing in seen.items():
+        assert standing >= {s for s in SNAPSHOTS if s < step}
+
+
+def test_a_snapshot_that_fails_is_told_and_made_by_whoever_still_can(tmp_path, monkeypatch, capsys):
+    world, save = WorldOfTraces(tmp_path / "run"), ocp.AsyncCheckpointer.save
+
+    def full(self, directory, **options):
+        if directory.parent.name == "ema":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, directory, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.AsyncCheckpointer, "save", full)
+        assert world.run() == 1
+    assert "step 3: OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert contents(world) == {}
+    assert world.run() == 0
+    assert contents(world) == {7: 28.0}  # of the others the states are gone
+
+
+def test_samples_may_be_pictures(world):
+    picture = bytes(range(256))
+    world.run(sample=lambda state: {"-grid.png": picture, ".txt": "é"}, evaluate_every=0)
+    samples = {p.name: p.read_bytes() for p in (world.folder / "samples").iterdir()}
+    assert samples == {"00000007-grid.png": picture, "00000007.txt": "é".encode()}
 
 
 def test_profile_is_written(world):

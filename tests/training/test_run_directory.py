@@ -55,6 +55,18 @@ def test_same_configuration_resumes(tmp_path):
     assert (config["steps"], identity) == (5, {"data": "a"})
 
 
+def test_a_run_from_before_a_field_was_there_resumes_with_its_default(tmp_path):
+    begin(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["config"]["steps"], saved["config"]["optimizer"]["rate"]
+    path.write_text(json.dumps(saved))
+    with open_run(tmp_path, Config()) as run:
+        assert run.resumed
+    with pytest.raises(RunError, match=r"steps: 5 -> 6"):
+        open_run(tmp_path, Config(steps=6))
+
+
 def test_changed_configuration_is_refused_field_by_field(tmp_path):
     begin(tmp_path)
     before = contents(tmp_path)

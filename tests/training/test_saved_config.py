@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.lm_pretrain import PRESETS, PretrainConfig
-from genai_jax.training.saved_config import differences, from_json, to_json
+from genai_jax.training.saved_config import differences, from_json, to_json, with_new_fields
 
 
 class Mode(enum.Enum):
@@ -90,3 +90,14 @@ def test_numbers_are_compared_by_value_and_truth_is_no_number():
     assert differences({"a": 1}, {"a": 1.0}) == []
     assert differences({"a": 1}, {"a": True}) == ["a: 1 -> True"]
     assert differences({"a": 1, "b": 2}, {"b": 2}) == ["a: 1 -> (absent)"]
+
+
+def test_fields_that_a_class_has_gained_take_their_defaults():
+    new = to_json(Config(layers=(Adam(0.3),), limit=2.0))
+    old = {name: value for name, value in new.items() if name not in ("name", "weights")}
+    old["layers"] = [{"_type": "Adam"}]
+    filled = with_new_fields(Config, old)
+    assert filled == to_json(Config(layers=(Adam(),), limit=2.0))
+    unknown = old | {"lost": 1}
+    assert with_new_fields(Config, unknown) == unknown
+    assert with_new_fields(dict, old) == old

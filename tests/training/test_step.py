@@ -13,7 +13,7 @@ from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.ema import EMAConfig
+from genai_jax.training.ema import EMAConfig, PowerEMA, power_averages
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.state import init_state
 from genai_jax.training.step import (
@@ -182,6 +182,42 @@ def test_average_follows_its_definition():
         state, _ = step(state, batch)
         average = 0.75 * average + 0.25 * np.asarray(state.model["w"])
     np.testing.assert_allclose(state.averaged["w"], average, rtol=1e-6)
+
+
+def test_traces_follow_their_definition_and_an_average_may_be_a_power_function():
+    mesh = make_mesh()
+    traces = power_averages((0.05, 0.1))
+    state = init_state(
+        *(lambda: {"w": jnp.ones(3)}, optax.sgd(0.1), mesh, ()),
+        ema=True,
+        traces=traces.keys(),
+    )
+    step = make_train_step(
+        quadratic, optax.sgd(0.1), mesh, state, seed=0, ema=PowerEMA(0.1), traces=traces
+    )
+    batch = {
+        "x": np.tile(np.eye(4, 3, dtype=np.float32), (2, 1)),
+        "y": np.arange(8.0, dtype=np.float32),
+        "weight": np.ones(8, np.float32),
+    }
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    path = []
+    for _ in range(6):
+        state, _ = step(state, batch)
+        path.append(np.asarray(state.model["w"], np.float64))
+    assert list(state.traces) == ["0.05", "0.1"]
+    for name, rule in traces.items():
+        weights = np.diff((np.arange(7) / 6) ** (rule.gamma + 1))
+        expected = weights @ np.stack(path)
+        np.testing.assert_allclose(state.traces[name]["w"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(state.ema["w"], state.traces["0.1"]["w"])
+    assert step._cache_size() == 1
+
+
+def test_without_traces_a_state_is_stored_as_it_always_was():
+    made = init_state(lambda: {"w": jnp.ones(3)}, optax.sgd(0.1), make_mesh(), (), ema=True)
+    assert made.traces is None
+    assert to_storage(made).keys() == {"step", "model/w", "ema/w"}
 
 
 def test_terms_are_weighted_by_their_coefficients_and_empty_ones_count_nothing():
