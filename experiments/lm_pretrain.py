@@ -34,15 +34,14 @@ from genai_jax.parallel.cpu_devices import (
 )
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.checkpoints import Checkpoints
-from genai_jax.training.ema import EMAConfig
-from genai_jax.training.loop import Interludes, parse_profile_steps, train
+from genai_jax.training.ema import EMAConfig, power_averages
+from genai_jax.training.fit import Say, fit
+from genai_jax.training.loop import parse_profile_steps
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
-from genai_jax.training.reporting import Reporter, make_writers
 from genai_jax.training.run_directory import RunDirectory, RunError, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
 from genai_jax.training.signals import StopRequest, stop_signals
-from genai_jax.training.state import TrainState, abstract_like, init_state
+from genai_jax.training.state import TrainState, init_state
 from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
 
@@ -53,6 +52,7 @@ class PretrainConfig:
     Attributes:
         workdir: Folder of the run; the same command again resumes what is in it.
         overwrite: Begin anew: delete the run that is in `workdir`.
+        init: Folder of another run whose newest parameters this one begins with; none draws them.
         steps: Updates of the parameters in all.
         batch_size: Rows of an update, over all devices and microbatches.
         length: T, tokens of a row.
@@ -67,6 +67,9 @@ class PretrainConfig:
         z_loss: Weight of the squared log-partition in the loss.
         ema_decay: Decay of a moving average of the parameters, which is then what is evaluated and
             sampled; 0 keeps none.
+        ema_traces: Lengths of averages (standard deviation over steps so far) from which one of any
+            length is made after the training: lm_sample.py --ema-sigma-rel. 0.05 0.1 is usual.
+        snapshot_every: Steps between two snapshots of these averages, float32, all kept.
         fsdp: Devices that parameters and optimizer state are cut over; 1 replicates, -1 is all.
         cpu_devices: On a CPU, number of devices to make of it; 0 is one a core, as far as they
             divide the batch.
@@ -87,6 +90,7 @@ class PretrainConfig:
 
     workdir: str = "runs/lm_pretrain"
     overwrite: bool = False
+    init: str = ""
     steps: int = 2000
     batch_size: int = 32
     length: int = 256
@@ -99,6 +103,8 @@ class PretrainConfig:
     clip_norm: float = 1.0
     z_loss: float = 0.0
     ema_decay: float = 0.0
+    ema_traces: tuple[float, ...] = ()
+    snapshot_every: int = 100
     fsdp: int = 1
     cpu_devices: int = 0
     evaluate_every: int = 500
@@ -124,6 +130,7 @@ class PretrainConfig:
                 f"`length` must not exceed `model.max_length`; got {self.length} and "
                 f"{self.model.max_length}. Give --model.max-length {self.length}."
             )
+        power_averages(self.ema_traces)
         parse_profile_steps(self.profile_steps)
 
 
@@ -246,7 +253,7 @@ def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
         print(data.summary, flush=True)
         run.require_identity({"data": data.content_digest, "tokenizer": data.tokenizer.digest})
         data.tokenizer.save(run.folder("tokenizer"))
-        return fit(config, run, data, stop)
+        return pretrain(config, run, data, stop)
 
 
 def make_training(
@@ -261,12 +268,14 @@ def make_training(
         config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
     )
     ema = EMAConfig(config.ema_decay) if config.ema_decay else None
+    traces = power_averages(config.ema_traces)
     state = init_state(
         lambda: LanguageModel(shape, jax.random.key(config.seed)),
         optimizer,
         mesh,
         lm.SHARDING_RULES,
         ema=ema is not None,
+        traces=traces.keys(),
     )
     train_step = make_train_step(
         functools.partial(next_token, z_loss=config.z_loss),
@@ -277,12 +286,13 @@ def make_training(
         microbatches=microbatches,
         clip_norm=config.clip_norm or None,
         ema=ema,
+        traces=traces,
     )
     return state, train_step
 
 
-def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopRequest) -> int:
-    """Hand state, step and data to the loop, and say what came of it."""
+def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopRequest) -> int:
+    """Make state, step and data, have them run, and say what came of it."""
     shape = lm.fit_vocabulary(config.model, data.tokenizer.vocab_size)
     mesh = make_mesh(config.fsdp)
     check_rows(config.batch_size, mesh, config.microbatches or 1)
@@ -292,49 +302,31 @@ def fit(config: PretrainConfig, run: RunDirectory, data: TextData, stop: StopReq
         f"{describe_devices()}, mesh {dict(mesh.shape)}",
         flush=True,
     )
-    tokens = config.batch_size * config.length
-    reporter = Reporter(
-        run,
-        steps=config.steps,
-        log_every=config.log_every,
-        unit="tokens",
-        units_per_step=tokens,
-        flops_per_step=tokens * lm.flops_per_token(shape, config.length),
-        writers=make_writers(run, tensorboard=config.tensorboard, wandb=config.wandb),
-    )
-    checkpoints = Checkpoints(
-        run.folder("checkpoints"), keep=config.keep, provenance=run.provenance()
-    )
     evaluator = make_text_evaluator(
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
 
-    def sample(state: TrainState) -> dict[str, str]:
-        text = sample_text(config, state.averaged, data.tokenizer, stop)
-        reporter.say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
+    def sample(model: LanguageModel, say: Say) -> dict[str, str]:
+        text = sample_text(config, model, data.tokenizer, stop)
+        say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
         return {".txt": text}
 
-    loader = Loader(data.train, config.batch_size, sharding=batch_sharding(mesh))
-    with checkpoints, loader:
-        start, state = checkpoints.restore(abstract_like(state)) or (0, state)
-        state, exit_code = train(
-            state,
-            start,
-            train_step=train_step,
-            next_batch=lambda state, step: loader.batch(step),
-            run=run,
-            checkpoints=checkpoints,
-            reporter=reporter,
-            stop=stop,
-            interludes=Interludes(
-                save_every=config.save_every,
-                evaluate_every=config.evaluate_every,
-                evaluate=lambda state: evaluator(state.averaged, stop.check),
-                sample=sample if config.sample_tokens else None,
-                profile_steps=parse_profile_steps(config.profile_steps),
-                loss_unit="nats per token",
-            ),
-        )
+    state, exit_code = fit(
+        config,
+        run,
+        state,
+        train_step,
+        Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
+        stop=stop,
+        evaluate=lambda model: evaluator(model, stop.check),
+        sample=sample if config.sample_tokens else None,
+        unit="tokens",
+        units_per_row=config.length,
+        flops_per_unit=lm.flops_per_token(shape, config.length),
+        loss_unit="nats per token",
+        init=config.init,
+        snapshot_every=config.snapshot_every,
+    )
     if exit_code == 0:
         report = run.folder("samples") / "report.txt"
         print(kept_text(report, lambda: final_report(config, run, data, state.averaged)))

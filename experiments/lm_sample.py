@@ -13,6 +13,7 @@ from genai_jax.decoding.text import stream_text
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.training.checkpoints import load_part
+from genai_jax.training.posthoc_ema import reconstruct
 from genai_jax.training.run_directory import RunError, read_run
 from genai_jax.training.saved_config import from_json
 
@@ -32,6 +33,9 @@ class SampleConfig:
         stop: Texts before which to end; none of them is printed.
         seed: Of the noise: the same seed gives the same text.
         samples: Texts to write, with the seeds `seed`, `seed + 1`, ...
+        ema_sigma_rel: Length of an average of the parameters (standard deviation over steps so
+            far) to make from the snapshots of a run that was trained with --ema-traces; 0 takes
+            the newest parameters, or the average that the run itself has used.
     """
 
     run: str = "runs/quickstart"
@@ -43,6 +47,7 @@ class SampleConfig:
     stop: tuple[str, ...] = ()
     seed: int = 0
     samples: int = 1
+    ema_sigma_rel: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -57,14 +62,20 @@ class SampleConfig:
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
-def load_run(folder: str) -> tuple[LanguageModel, Tokenizer, int]:
-    """Load the newest parameters of a run (their average, where it keeps one); and their step."""
+def load_run(folder: str, sigma_rel: float = 0.0) -> tuple[LanguageModel, Tokenizer, int]:
+    """Load parameters of a run, its tokenizer, and their step.
+
+    Args:
+        folder: Of the run.
+        sigma_rel: Length of an average to make from its snapshots; 0: the newest parameters (their
+            average, where it keeps one).
+    """
     path = Path(folder)
     config, _ = read_run(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
-    part = "ema" if config["ema_decay"] else "model"
+    part = "ema" if sigma_rel or config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -72,6 +83,9 @@ def load_run(folder: str) -> tuple[LanguageModel, Tokenizer, int]:
         ),
         jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0))),
     )
+    if sigma_rel:
+        made = reconstruct(path / "ema", like, sigma_rel)
+        return made.model, tokenizer, made.step
     found = load_part(path / "checkpoints", {part: like})
     if found is None:
         raise RunError(
@@ -87,7 +101,7 @@ def main() -> int:
     presets = {"sample": ("a text", SampleConfig())}
     config = parse_command_line(presets, description=__doc__ or "")
     try:
-        model, tokenizer, step = load_run(config.run)
+        model, tokenizer, step = load_run(config.run, config.ema_sigma_rel)
         print(f"{config.run}, step {step}", file=sys.stderr)
         for seed in range(config.seed, config.seed + config.samples):
             print(config.prompt, end="", flush=True)

@@ -26,6 +26,7 @@ FLAGS = (
     *("--model.dropout", "0.1", "--model.attention-dropout", "0.1", "--ema-decay", "0.9"),
     *("--data.tokenizer", "bytes", "--evaluate-every", "6", "--evaluation-rows", "16"),
     *("--sample-tokens", "8", "--save-every", "4", "--log-every", "4", "--no-compare-xz"),
+    *("--ema-traces", "0.05", "0.1", "--snapshot-every", "3"),
 )
 
 
@@ -109,13 +110,18 @@ def finish(text: Path, workdir: Path) -> None:
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """Compare metrics.jsonl byte by byte and the last checkpoints bit by bit."""
-    from genai_jax.training.checkpoints import read_manifest
+    """Compare metrics.jsonl byte by byte, the last checkpoints and all snapshots bit by bit."""
+    from genai_jax.training.checkpoints import finished_steps, read_manifest
 
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     arrays = [read_manifest(run / "checkpoints" / str(STEPS))["arrays"] for run in (one, other)]
     assert arrays[0] == arrays[1]  # shapes, dtypes and CRC-32 of all of the state
     assert any(name.startswith("ema/") for name in arrays[0])
+    due = [*range(3, STEPS + 1, 3)]
+    assert finished_steps(one / "ema") == finished_steps(other / "ema") == due
+    for step in due:
+        snapshots = [read_manifest(run / "ema" / str(step))["arrays"] for run in (one, other)]
+        assert snapshots[0] == snapshots[1]
 
 
 def main() -> int:

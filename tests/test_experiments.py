@@ -231,6 +231,8 @@ BAD_INPUT = {
     "fsdp": (("--fsdp", "3"), "`fsdp` must divide the number of devices"),
     "set": (("--data.sources", "tfds:no_such_set_here"), "no_such_set_here"),
     "no steps": (("--steps", "0"), "`steps` must be at least 1"),
+    "average": (("--ema-traces", "0.4"), "`sigma_rel` must be above 0"),
+    "no run": (("--init", "nowhere"), "a run has a config.json; there is none in nowhere"),
 }
 
 
@@ -321,6 +323,71 @@ def test_sampling_without_a_run_says_what_to_do(tmp_path, write, finished):
     code, _, err = write("--run", str(run))
     assert code == 2
     assert "must have a checkpoint" in err
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory, corpus, finished):
+    """A run that began with the parameters of another, and keeps averages for later."""
+    workdir = tmp_path_factory.mktemp("runs") / "continued"
+    first = shutil.copytree(finished, workdir.with_name("first"))
+    flags = ["--data.path", f"{corpus}/*.txt", "--workdir", str(workdir), "--init", str(first)]
+    flags += ["--ema-traces", "0.05", "0.1", "--snapshot-every", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lm_pretrain.py", *TINY, *flags])
+        assert lm_pretrain.main() == 0
+        before = (workdir / "metrics.jsonl").read_bytes()
+        shutil.rmtree(first)
+        assert lm_pretrain.main() == 0  # resumed: the other run is not looked for
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    return workdir
+
+
+def test_a_run_begins_where_another_ended(finished, continued):
+    losses = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (finished, continued)
+    ]
+    random_start, last = losses[0][0]["train/loss"], losses[0][-1]["val/loss"]
+    assert abs(losses[1][0]["train/loss"] - last) < 0.5 * (random_start - last)
+    saved = json.loads((continued / "config.json").read_text())
+    assert saved["config"]["init"].endswith("first")
+    assert saved["identity"]["init"].startswith("model 6 ")
+    provenance = read_manifest(continued / "checkpoints" / "6")["provenance"]
+    assert provenance["identity"] == saved["identity"]
+
+
+def test_another_model_cannot_begin_with_it(finished, pretrain, tmp_path):
+    code, _, err = pretrain(tmp_path / "run", "--init", str(finished), "--model.mlp-dim", "16")
+    assert code == 2
+    assert "misshapen: model/layers/mlp/up/kernel is float32[2, 16, 32], needed" in err
+
+
+def test_averages_are_made_after_the_training_and_sampled(continued, finished, write):
+    steps = sorted(int(p.name) for p in (continued / "ema").iterdir())
+    assert steps == list(range(1, STEPS + 1))
+    flags = ("--prompt", "alpha ", "--max-tokens", "8", "--ema-sigma-rel")
+    code, text, err = write("--run", str(continued), *flags, "0.1")
+    assert code == 0
+    assert text.startswith("alpha ")
+    assert "step 6" in err
+    assert write("--run", str(continued), *flags, "0.08")[0] == 0
+    code, _, err = write("--run", str(continued), *flags, "0.001")
+    assert code == 2
+    assert "The nearest that they can is" in err
+    code, _, err = write("--run", str(finished), *flags, "0.1")
+    assert code == 2
+    assert "Train with --ema-traces" in err
+
+
+def test_a_run_from_before_these_options_resumes(finished, pretrain, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    for name in ("init", "ema_traces", "snapshot_every"):
+        del saved["config"][name]
+    (run / "config.json").write_text(json.dumps(saved))
+    code, out, _ = pretrain(run)
+    assert code == 0
+    assert "is finished: 6 steps" in out
 
 
 def test_killed_processes_leave_no_trace(tmp_path):

@@ -3,11 +3,13 @@
 What experiments have in common once they have made a state, a step and data.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from genai_jax.data.loader import Loader
 from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.initialise import begin_from
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter, make_writers
 from genai_jax.training.run_directory import RunDirectory
@@ -23,15 +25,41 @@ Say = Callable[[str], None]
 class RunOptions(Protocol):
     """The options of an experiment that this reads."""
 
-    steps: int
-    batch_size: int
-    evaluate_every: int
-    save_every: int
-    keep: int
-    log_every: int
-    profile_steps: str | None
-    tensorboard: bool
-    wandb: str | None
+    @property
+    def steps(self) -> int:
+        """Updates of the parameters in all."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an update."""
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations; 0: at the end."""
+
+    @property
+    def save_every(self) -> int:
+        """Steps between two checkpoints; 0: at the end only."""
+
+    @property
+    def keep(self) -> int:
+        """Newest checkpoints to keep."""
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines on the console."""
+
+    @property
+    def profile_steps(self) -> str | None:
+        """A:B profiles the steps A to B-1."""
+
+    @property
+    def tensorboard(self) -> bool:
+        """Whether to write for TensorBoard."""
+
+    @property
+    def wandb(self) -> str | None:
+        """Project of Weights & Biases; None writes none."""
 
 
 def fit(
@@ -48,6 +76,8 @@ def fit(
     units_per_row: int = 1,
     flops_per_unit: float | None = None,
     loss_unit: str,
+    init: str = "",
+    snapshot_every: int = 0,
 ) -> tuple[TrainState, int]:
     """Train from the newest checkpoint of the run, if there is one, to the last step.
 
@@ -64,6 +94,9 @@ def fit(
         units_per_row: How many of them a row has.
         flops_per_unit: Model FLOPs of training on one.
         loss_unit: Of the loss, for the axis of the plot.
+        init: Folder of a run whose newest parameters this one begins with; none: those of `state`.
+        snapshot_every: Steps between two snapshots of the traces, if the state has some, to the
+            run's folder `ema`; 0 makes one at the end only.
 
     Returns:
         The last state and the exit code, as `loop.train` gives them.
@@ -82,22 +115,48 @@ def fit(
         run.folder("checkpoints"), keep=options.keep, provenance=run.provenance()
     )
     with checkpoints, loader:
-        start, state = checkpoints.restore(abstract_like(state)) or (0, state)
-        return train(
-            state,
-            start,
-            train_step=train_step,
-            next_batch=lambda state, step: loader.batch(step),
-            run=run,
-            checkpoints=checkpoints,
-            reporter=reporter,
-            stop=stop,
-            interludes=Interludes(
-                save_every=options.save_every,
-                evaluate_every=options.evaluate_every,
-                evaluate=lambda state: evaluate(state.averaged),
-                sample=None if sample is None else lambda s: sample(s.averaged, reporter.say),
-                profile_steps=parse_profile_steps(options.profile_steps),
-                loss_unit=loss_unit,
-            ),
-        )
+        start, state = _resume_or_begin(run, checkpoints, state, init, reporter.say)
+        with _open_snapshots(run, state) as snapshots:
+            return train(
+                state,
+                start,
+                train_step=train_step,
+                next_batch=lambda state, step: loader.batch(step),
+                run=run,
+                checkpoints=checkpoints,
+                reporter=reporter,
+                stop=stop,
+                interludes=Interludes(
+                    save_every=options.save_every,
+                    evaluate_every=options.evaluate_every,
+                    evaluate=lambda state: evaluate(state.averaged),
+                    sample=None if sample is None else lambda s: sample(s.averaged, reporter.say),
+                    snapshot_every=snapshot_every,
+                    snapshots=snapshots,
+                    profile_steps=parse_profile_steps(options.profile_steps),
+                    loss_unit=loss_unit,
+                ),
+            )
+
+
+def _resume_or_begin(
+    run: RunDirectory, checkpoints: Checkpoints, state: TrainState, init: str, say: Say
+) -> tuple[int, TrainState]:
+    """Find the state to go on from; of the run in `init` nothing is read but by a first start."""
+    found = checkpoints.restore(abstract_like(state))
+    if found is not None:
+        return found
+    if init:
+        state, initial = begin_from(init, state)
+        run.require_identity({"init": initial.digest})
+        checkpoints.provenance = run.provenance()
+        say(f"beginning with {init} after its step {initial.step}")
+    return 0, state
+
+
+def _open_snapshots(
+    run: RunDirectory, state: TrainState
+) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    if state.traces is None:
+        return contextlib.nullcontext()
+    return Checkpoints(run.folder("ema"), keep=None, provenance=run.provenance())

@@ -1,0 +1,106 @@
+"""A run that begins with another run's parameters instead of random ones."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+import jax
+
+from genai_jax.training.checkpoints import (
+    DamagedCheckpoint,
+    finished_steps,
+    load_part,
+    read_manifest,
+)
+from genai_jax.training.run_directory import RunError, read_run
+from genai_jax.training.state import TrainState, abstract_like, first_average
+from genai_jax.training.storage import StorageError
+from genai_jax.types import PyTree
+
+Part = Literal["ema", "model"]
+
+
+class Initial(NamedTuple):
+    """Parameters of another run.
+
+    Attributes:
+        model: The parameters, in the dtypes and shardings that were asked for.
+        step: Updates that made them.
+        digest: Which part of which step they are, and a checksum, for the new run's identity.
+    """
+
+    model: PyTree
+    step: int
+    digest: str
+
+
+def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") -> Initial:
+    """Load the newest parameters of a run, for another one to begin with.
+
+    Args:
+        run_folder: Its `--workdir`.
+        like: The model of the new run, or its `jax.ShapeDtypeStruct`s with shardings.
+        prefer: ema takes the moving average, if it kept one; model the parameters as they were.
+
+    Raises:
+        RunError: If there is no run, or none with a checkpoint.
+        StorageError: If its model is another one, naming the arrays that do not fit.
+    """
+    read_run(run_folder)
+    folder = Path(run_folder) / "checkpoints"
+    part = prefer if prefer in _parts(folder) else "model"
+    try:
+        found = load_part(folder, {part: like})
+    except StorageError as error:
+        raise StorageError(
+            f"a run can begin with the parameters of a run of the same model only; that of "
+            f"{run_folder} is another: {error}"
+        ) from error
+    if found is None:
+        raise RunError(
+            f"a run must have a checkpoint for another one to begin with; {run_folder} has none "
+            "yet. Wait for the first one (--save-every)."
+        )
+    step, parts = found
+    arrays = read_manifest(folder / str(step))["arrays"]
+    chosen = {name: arrays[name] for name in sorted(arrays) if name.split("/")[0] == part}
+    digest = f"{part} {step} {crc32(json.dumps(chosen, sort_keys=True).encode()):08x}"
+    return Initial(parts[part], step, digest)
+
+
+def _parts(folder: Path) -> set[str]:
+    """List what the newest checkpoint consists of."""
+    for step in reversed(finished_steps(folder)):
+        try:
+            arrays: dict[str, Any] = read_manifest(folder / str(step))["arrays"]
+        except DamagedCheckpoint:
+            continue
+        return {name.split("/")[0] for name in arrays}
+    return set()
+
+
+def begin_with(state: TrainState, model: PyTree) -> TrainState:
+    """Put parameters into a state that has made no step; its averages begin with them too."""
+
+    def like(average: PyTree) -> PyTree:
+        fresh = first_average(model)
+        return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), fresh, average)
+
+    return dataclasses.replace(
+        state,
+        model=model,
+        ema=None if state.ema is None else like(state.ema),
+        traces=None if state.traces is None else {n: like(x) for n, x in state.traces.items()},
+    )
+
+
+def begin_from(run_folder: str | Path, state: TrainState) -> tuple[TrainState, Initial]:
+    """Put the newest parameters of another run into a state that has made no step.
+
+    Raises:
+        RunError, StorageError: As `load_initial`.
+    """
+    initial = load_initial(run_folder, abstract_like(state.model))
+    return begin_with(state, initial.model), initial
