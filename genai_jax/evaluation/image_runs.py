@@ -17,6 +17,7 @@ from genai_jax.models.unet import UNet
 from genai_jax.models.unet_config import UNetConfig
 from genai_jax.objectives.denoising import Condition
 from genai_jax.training.checkpoints import load_part
+from genai_jax.training.posthoc_ema import reconstruct
 from genai_jax.training.run_directory import RunError, read_run
 from genai_jax.training.saved_config import from_json
 from genai_jax.types import PyTree
@@ -40,15 +41,23 @@ def fit_network(config: NetworkConfig, data: ImageData, condition: Condition) ->
         raise ValueError(
             f"Diffusion models take square images; got {height} × {width}. Give --data.size."
         )
-    told = {"label": data.num_classes, "tokens": data.vocab_size}
-    if condition != "none" and not told[condition]:
+    told = {"none": 1, "label": data.num_classes, "tokens": data.vocab_size}[condition]
+    if not told:
         raise ValueError(
             f"`condition` must be something that the images have; got {condition!r}, and "
             "they have no such thing. Choose --condition none."
         )
-    names = {"label": "num_classes", "tokens": "vocab_size"}
-    more = {} if condition == "none" else {names[condition]: told[condition]}
-    return dataclasses.replace(config, image_size=height, channels=channels, **more)
+    sizes: dict[str, Any] = {"image_size": height, "channels": channels}
+    if condition == "label":
+        sizes["num_classes"] = told
+    if condition == "tokens":
+        if not isinstance(config, DiTConfig) or config.text is None:
+            raise ValueError(
+                "`condition` 'tokens' needs a network that reads captions; got one without an "
+                "encoder of text. Start from the preset shapes."
+            )
+        sizes["text"] = dataclasses.replace(config.text, vocab_size=told)
+    return dataclasses.replace(config, **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +87,22 @@ class DiffusionRun:
     seed: int
 
 
-def load_diffusion_run(folder: str) -> DiffusionRun:
+def load_diffusion_run(folder: str, sigma_rel: float = 0.0) -> DiffusionRun:
     """Load the newest parameters of a run of `image_diffusion.py`; its images are not needed.
 
     Args:
         folder: The `--workdir` of its training.
+        sigma_rel: Length of an average to make from its snapshots; 0: the newest parameters (their
+            average, where it keeps one).
 
     Raises:
         RunError: If there is no such run, or none with a checkpoint.
     """
     saved = _read(folder, "ImageDiffusionConfig", "image_diffusion.py")
     network = from_json(NetworkConfig, saved["network"])
-    step, model = _load_model(folder, saved, lambda: make_network(network, jax.random.key(0)))
+    step, model = _load_model(
+        folder, saved, lambda: make_network(network, jax.random.key(0)), sigma_rel
+    )
     return DiffusionRun(
         model=model,
         step=step,
@@ -114,10 +127,10 @@ def _read(folder: str, kind: str, script: str) -> Mapping[str, Any]:
 
 
 def _load_model(
-    folder: str, saved: Mapping[str, Any], make: Callable[[], PyTree]
+    folder: str, saved: Mapping[str, Any], make: Callable[[], PyTree], sigma_rel: float = 0.0
 ) -> tuple[int, Any]:
     """Load parameters onto the first device: their average where the run keeps one."""
-    part = "ema" if saved["ema_decay"] else "model"
+    part = "ema" if sigma_rel or saved["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -125,6 +138,9 @@ def _load_model(
         ),
         jax.eval_shape(make),
     )
+    if sigma_rel:
+        made = reconstruct(Path(folder) / "ema", like, sigma_rel)
+        return made.step, made.model
     found = load_part(Path(folder) / "checkpoints", {part: like})
     if found is None:
         raise RunError(

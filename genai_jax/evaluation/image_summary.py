@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from genai_jax.diffusion.likelihood import Estimate
 from genai_jax.diffusion.sampling import SamplerConfig
 from genai_jax.evaluation.drawing import Drawer
 from genai_jax.evaluation.image_report import draw_training_images, measure_draws
 from genai_jax.evaluation.yardstick import LabelledImages, Yardstick
 
 _DRAWS = 3
+
+
+def describe_bits(bits: Estimate, split: str) -> str:
+    """Say what held-out images cost."""
+    return (
+        f"held-out images:  at most {bits.mean:.3f} ± {bits.standard_error:.3f} bits per dimension "
+        f"({bits.images:,} of the {split} split, discretised bins)"
+    )
 
 
 def describe_samples(
