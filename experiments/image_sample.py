@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from genai_jax.command_line import parse_command_line
@@ -21,6 +22,7 @@ from genai_jax.evaluation.image_runs import DiffusionRun, load_diffusion_run
 from genai_jax.evaluation.pictures import grid_png
 from genai_jax.parallel.cpu_devices import split_cpu
 from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import replicated
 from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.run_directory import RunError
 
@@ -150,6 +152,7 @@ def draw(config: ImageSampleConfig) -> None:
     weaker = load_diffusion_run(config.weaker).model if config.weaker else None
     samplers, told = samplers_of(config, run), told_of(config, run)
     mesh = make_mesh()
+    model, weaker = jax.device_put((run.model, weaker), replicated(mesh))
     size = run.network.image_size
     drawer = Drawer(
         run.diffusion, (size, size, run.network.channels), mesh, batch_size=min(config.count, 80)
@@ -160,7 +163,7 @@ def draw(config: ImageSampleConfig) -> None:
         began = time.perf_counter()
         frames = config.frames or None
         more: dict[str, Any] = {"seed": config.seed, "weaker": weaker, "frames": frames}
-        images = drawer(run.model, config.count, told, sampler, **more)
+        images = drawer(model, config.count, told, sampler, **more)
         seconds = time.perf_counter() - began
         path = out
         if len(samplers) > 1:
