@@ -155,7 +155,7 @@ def euler(
     *,
     process: Process,
     num_steps: Count,
-    churn: Churn = Churn(),  # noqa: B008
+    churn: Churn | None = None,
     frames: int | None = None,
 ) -> Samples:
     r"""Integrate the probability-flow ODE by Euler's method, $x' = x + x_0\Delta\alpha +
@@ -168,7 +168,7 @@ def euler(
         key: One a row; of no effect without churn.
         process: The process.
         num_steps: n, steps of the grid.
-        churn: Noise to add before each step.
+        churn: Noise to add before each step; None adds none.
         frames: Estimates of x_0 to return; None returns none.
 
     Reference: Karras et al., arXiv:2206.00364, algorithm 2 without its correction; without churn
@@ -191,7 +191,7 @@ def heun(
     *,
     process: Process,
     num_steps: Count,
-    churn: Churn = Churn(),  # noqa: B008
+    churn: Churn | None = None,
     frames: int | None = None,
 ) -> Samples:
     r"""Integrate the probability-flow ODE by Heun's method: Euler's, then the trapezoid,
@@ -206,7 +206,7 @@ def heun(
         key: One a row; of no effect without churn.
         process: The process.
         num_steps: n, steps of the grid.
-        churn: Noise to add before each step.
+        churn: Noise to add before each step; None adds none.
         frames: Estimates of x_0 to return; None returns none.
 
     Reference: Karras et al., arXiv:2206.00364, algorithm 2, for any alpha.
@@ -289,7 +289,7 @@ def _churned(
     i: Array,
     key: Array,
     process: Process,
-    churn: Churn,
+    churn: Churn | None,
     num_steps: Count,
 ) -> tuple[Array, Level]:
     """Add the noise of EDM's algorithm 2: x and the level to which it belongs then.
@@ -297,6 +297,8 @@ def _churned(
     sigma / alpha grows by a factor of 1 + gamma, but not past the process's end. Times of a
     discrete process are steps of it.
     """
+    if churn is None:
+        return x, here
     ratio = jnp.exp(-here.log_snr / 2)
     within = (ratio >= churn.least) & (ratio <= churn.most)
     gamma = jnp.where(within, jnp.minimum(churn.amount / num_steps, _MOST_CHURN), 0)

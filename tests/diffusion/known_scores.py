@@ -133,6 +133,45 @@ def make_denoiser(mixture: Mixture | Product, process: Process, labels=None) -> 
     return denoise
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnyOf(Process):
+    """One of several processes, by an index that may be traced: one executable for them all."""
+
+    processes: tuple[Process, ...] = ()
+    index: Any = 0
+
+    def choose(self, of):
+        """Ask all, and take the answer of the one that is meant."""
+        answers = [of(process) for process in self.processes]
+        return jax.tree.map(lambda *each: jnp.stack(each)[self.index], *answers)
+
+    def log_snr(self, t):
+        return self.choose(lambda process: process.log_snr(t))
+
+    def time_at(self, log_snr):
+        return self.choose(lambda process: process.time_at(log_snr))
+
+    def alpha_sigma(self, t):
+        return self.choose(lambda process: process.alpha_sigma(t))
+
+    def snap(self, t):
+        return self.choose(lambda process: process.snap(t))
+
+    def noise_level(self, t):
+        return self.choose(lambda process: process.noise_level(t))
+
+
+def level_told(process: Process, noise_level):
+    """What alpha and sigma a network is told of."""
+    if isinstance(process, AnyOf):
+        return process.choose(lambda process: level_told(process, noise_level))
+    if process.schedule == "edm":
+        return alpha_sigma(process.geometry, -8 * noise_level)
+    if process.num_steps:
+        return process.alpha_sigma((noise_level + 1) / process.num_steps)
+    return process.alpha_sigma(noise_level / 1000)
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["mixture"], meta_fields=["diffusion", "fraction"]
 )
@@ -156,13 +195,7 @@ class IdealNetwork:
     def __call__(self, x, noise_level, condition=None, key=None):
         process, target = self.diffusion.process, self.diffusion.target
         sigma_data = self.diffusion.sigma_data
-        if process.num_steps:
-            log_snr = process.log_snr((noise_level + 1) / process.num_steps)
-        elif process.schedule == "edm":
-            log_snr = -8 * noise_level
-        else:
-            log_snr = process.log_snr(noise_level / 1000)
-        alpha, sigma = alpha_sigma(process.geometry, log_snr)
+        alpha, sigma = level_told(process, noise_level)
         x_t = x / like(input_scale(target, alpha, sigma, sigma_data), x)
         x_0 = self.mixture.denoise(x_t.reshape(x.shape[0], -1), alpha, sigma, condition)
         x_0 = x_0.reshape(x.shape)
