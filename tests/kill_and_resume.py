@@ -3,8 +3,9 @@
     python tests/kill_and_resume.py --kills 20
 
 Trains once undisturbed. Trains again, killed by SIGKILL again and again (while it starts, compiles,
-trains, evaluates, saves, and after its last step) and started anew each time. Then metrics.jsonl
-must have the same bytes and every array of the last checkpoint the same bits.
+trains, evaluates, saves, makes snapshots, and after its last step) and started anew each time. Then
+metrics.jsonl must have the same bytes, and every array of the last checkpoint and of all snapshots
+the same bits.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def moments(workdir: Path, log: Path, chance: random.Random) -> dict[str, Callab
         metrics = workdir / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
-    def saving() -> bool:
-        folder = workdir / "checkpoints"
+    def saving(name: str) -> bool:
+        folder = workdir / name
         return folder.is_dir() and any(".orbax-checkpoint-tmp" in p.name for p in folder.iterdir())
 
     def last_step() -> bool:
@@ -75,7 +76,8 @@ def moments(workdir: Path, log: Path, chance: random.Random) -> dict[str, Callab
         "compiling": lambda: said("parameters on"),
         "training": lambda: said("compiled in") and lines() >= middle,
         "evaluating": lambda: (workdir / "samples").is_dir() and lines() >= middle,
-        "saving": saving,
+        "saving": lambda: saving("checkpoints"),
+        "making a snapshot": lambda: saving("ema"),
         "after the last step": last_step,
     }
 
