@@ -62,7 +62,7 @@ class Splits:
         test: To report on.
         num_levels: L; levels are 0 ... L - 1.
         seed: Of fits that begin at random, and of simulated masses.
-        draws: Of simulated masses, of the test images; a quarter of it is used to choose.
+        draws: Of simulated masses, of the test images; an eighth of it is used to choose.
     """
 
     train: Integer[np.ndarray, "train d"]
@@ -76,8 +76,8 @@ class Splits:
         """Refuse what is not levels."""
         if self.num_levels < 2:
             raise ValueError(f"`num_levels` must be at least 2; got {self.num_levels}.")
-        if self.draws < 8:
-            raise ValueError(f"`draws` must be at least 8; got {self.draws}. Try 1024.")
+        if self.draws < 16:
+            raise ValueError(f"`draws` must be at least 16; got {self.draws}. Try 1024.")
         for name in ("train", "validation", "test"):
             images = getattr(self, name)
             if len(images) < 2:
@@ -157,11 +157,11 @@ def gaussian_mixture(
         splits: Images.
         covariance: diag (masses are exact) or full (simulated).
         components: How many, to choose from; more than half of the training images are never
-            tried. None: 10 to 160 of diag, 2 to 14 of full.
+            tried. None: 10 to 160 of diag, 2 to 10 of full.
         ridges: What the fit adds to variances, in squared levels, to choose from.
     """
     if components is None:
-        components = (10, 20, 40, 80, 160) if covariance == "diag" else (2, 3, 5, 7, 10, 14)
+        components = (10, 20, 40, 80, 160) if covariance == "diag" else (2, 3, 5, 7, 10)
 
     def candidates() -> Iterable[tuple[dict[str, float], LogMasses]]:
         for count in (c for c in components if c <= len(splits.train) // 2):
@@ -203,7 +203,7 @@ def _choose(
     bits = splits.train.shape[1] * math.log(2)
     found = []
     for tuned, log_masses in candidates:
-        nats, _ = log_masses(splits.validation, splits.draws // 4)
+        nats, _ = log_masses(splits.validation, splits.draws // 8)
         found.append((-float(nats.mean()) / bits, tuned, log_masses))
     if not found:
         raise ValueError(f"There must be constants to choose from; got none for the {name}.")

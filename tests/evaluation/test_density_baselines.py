@@ -157,7 +157,7 @@ def test_constants_are_chosen_on_validation_images():
 
 def test_all_of_them_are_measured():
     images = np.random.default_rng(6).integers(0, 3, (60, 4))
-    found = measure_baselines(split(images, 3, draws=8))
+    found = measure_baselines(split(images, 3, draws=16))
     assert len({one.name for one in found}) == len(found) == 5
     for one in found:  # nothing beats chance on noise, and a prediction is never free
         assert math.log2(3) - 0.1 < one.bits.mean < 3
@@ -178,7 +178,7 @@ def test_there_must_be_something_to_choose_from():
         ({"num_levels": 3}, r"Levels of `train` must be in 0 \.\.\. 2; got 0 \.\.\. 3"),
         ({"test": TRAIN - 1}, r"Levels of `test` must be in 0 \.\.\. 3; got -1"),
         ({"validation": TRAIN[:1]}, "`validation` must have at least 2 images; got 1"),
-        ({"draws": 2}, "`draws` must be at least 8; got 2"),
+        ({"draws": 2}, "`draws` must be at least 16; got 2"),
     ],
 )
 def test_what_has_no_meaning_is_refused(change, message):
