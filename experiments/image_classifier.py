@@ -27,8 +27,8 @@ from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.json_lines import write_atomically
-from genai_jax.training.loop import parse_profile_steps
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, RunError, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
 from genai_jax.training.signals import StopRequest, stop_signals
@@ -37,16 +37,10 @@ from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassifierConfig:
+class ImageClassifierConfig(RunConfig):
     """A run that trains a classifier.
 
     Attributes:
-        workdir: Folder of the run; the same command again resumes what is in it.
-        overwrite: Begin anew: delete the run that is in `workdir`.
-        steps: Updates of the parameters in all.
-        batch_size: Images of an update, over all devices and microbatches.
-        microbatches: Parts that a batch is computed in, one after the other, to save memory.
-        seed: Of the parameters, the order of the data, and all noise.
         model: The network; its image size, channels and heads are the data's where they are not
             given.
         data: The images.
@@ -55,28 +49,8 @@ class ImageClassifierConfig:
         flip: Whether half of the images are mirrored, left to right, in training.
         optimizer: How a gradient becomes an update.
         schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
-        clip_norm: Longest global norm of a gradient; 0 never clips.
-        ema_decay: Decay of the moving average of the parameters, which is what is evaluated and
-            loaded; 0 keeps none.
-        fsdp: Devices that parameters and optimizer state are cut over; 1 replicates, -1 is all.
-        cpu_devices: On a CPU, number of devices to make of it; 0 is one a core, as far as they
-            divide the batch.
-        evaluate_every: Steps between two evaluations of the validation split; 0: at the end.
-        evaluation_rows: Images of one call of the evaluation, over all devices.
-        save_every: Steps between two checkpoints; 0 saves at the end only.
-        keep: Newest checkpoints to keep.
-        log_every: Steps between two lines on the console.
-        profile_steps: A:B writes a profile of the steps A to B-1 to the run's folder `profile`.
-        tensorboard: Whether to write for TensorBoard (needs the extra `tensorboard`).
-        wandb: Project of Weights & Biases to write to (needs the extra `wandb`); none writes none.
     """
 
-    workdir: str = "runs/image_classifier"
-    overwrite: bool = False
-    steps: int = 1000
-    batch_size: int = 64
-    microbatches: int = 1
-    seed: int = 0
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: ImageConfig = field(default_factory=ImageConfig)
     label_smoothing: float = 0.05
@@ -88,45 +62,24 @@ class ImageClassifierConfig:
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(2e-3, warmup_steps=50, final_fraction=0.0)
     )
-    clip_norm: float = 1.0
-    ema_decay: float = 0.99
-    fsdp: int = 1
-    cpu_devices: int = 0
-    evaluate_every: int = 250
-    evaluation_rows: int = 64
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 100
-    profile_steps: str | None = None
-    tensorboard: bool = False
-    wandb: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("steps", "batch_size", "microbatches", "evaluation_rows", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        super().__post_init__()
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(
                 f"`label_smoothing` must be in [0, 1]; got {self.label_smoothing}. Try 0.05."
             )
         if self.shift < 0:
             raise ValueError(f"`shift` must not be negative; got {self.shift}. 0 moves nothing.")
-        parse_profile_steps(self.profile_steps)
 
-
-OBSERVATIONAL = (
-    *("workdir", "overwrite", "cpu_devices", "microbatches", "keep", "log_every"),
-    *("profile_steps", "tensorboard", "wandb", "data.cache_dir", "data.data_dir"),
-)
-"""Fields that change no number but by rounding: they may differ when a run is resumed."""
 
 _MISTAKES_SHOWN = 24
 
 PRESETS: dict[str, tuple[str, ImageClassifierConfig]] = {
     "digits": (
         "the 8x8 digits, a minute on a laptop",
-        ImageClassifierConfig(workdir="runs/digits-classifier", shift=1),
+        ImageClassifierConfig(workdir="runs/digits-classifier", shift=1, log_every=100),
     ),
     "shapes": (
         "drawn shapes: what, what colour and how large, by place; minutes on a laptop",
@@ -138,10 +91,11 @@ PRESETS: dict[str, tuple[str, ImageClassifierConfig]] = {
             label_smoothing=0.0,
             evaluate_every=100,
             save_every=200,
-            log_every=50,
         ),
     ),
 }
+
+_MAY_DIFFER = (*OBSERVATIONAL, "data.cache_dir", "data.cache_megabytes", "data.data_dir")
 
 
 def run_training(config: ImageClassifierConfig, stop: StopRequest) -> int:
@@ -151,7 +105,7 @@ def run_training(config: ImageClassifierConfig, stop: StopRequest) -> int:
     check_batch_fits(data.train, config.batch_size)
     config = replace(config, model=fit_model(config.model, data.shape, head_names(data)))
     with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
+        config.workdir, config, overwrite=config.overwrite, observational=_MAY_DIFFER
     ) as run:
         run.require_identity({"data": data.content_digest})
         return train_classifier(config, run, data, stop)

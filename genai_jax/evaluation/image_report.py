@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genai_jax.diffusion.likelihood import Estimate
+from genai_jax.evaluation.density_baselines import Baseline
 from genai_jax.evaluation.features import pixels
 from genai_jax.evaluation.frechet import moments_of
 from genai_jax.evaluation.yardstick import MEASURES, LabelledImages, Yardstick
@@ -199,6 +201,31 @@ def _verdict(column: Column, bars: Sequence[Bar]) -> str:
         return f"{column.name}: fails {'; '.join(failed)}"
     measured = sum(not math.isnan(column.mean(bar.measure)) for bar in bars)
     return f"{column.name}: passes all {measured} bars that it was measured by"
+
+
+def format_bits(model: Estimate | None, baselines: Sequence[Baseline], split: str) -> str:
+    """Write what held-out images cost: under the model at most, and under simple densities."""
+    lines = [] if model is None else [("the model, at most", model, "")]
+    for baseline in baselines:
+        tuned = ", ".join(f"{name} {value:g}" for name, value in baseline.tuned.items())
+        lines.append((baseline.name, baseline.bits, f"{tuned}, chosen on validation"))
+    if not lines:
+        return ""
+    width = max(len(name) for name, _, _ in lines)
+    count = lines[0][1].images
+    title = (
+        f"bits per dimension of {count:,} images of the {split} split, in discretised bins; mean ± "
+        "standard error over images"
+    )
+    return "\n".join(
+        [
+            title,
+            *(
+                f"{name:{width}}  {bits.mean:.3f} ± {bits.standard_error:.3f}  {tuned}".rstrip()
+                for name, bits, tuned in lines
+            ),
+        ]
+    )
 
 
 def as_json(columns: Sequence[Column], bars: Sequence[Bar]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,6 +36,17 @@ class SolverTable:
     real: np.ndarray
     count: int
     reference: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Give every distance of every draw as JSON values."""
+        return {
+            "steps": list(self.steps),
+            "count": self.count,
+            "reference": self.reference,
+            "training_images": self.real.tolist(),
+            "distances": dict(zip(self.solvers, self.distances.tolist(), strict=True)),
+            "evaluations": dict(zip(self.solvers, self.evaluations.tolist(), strict=True)),
+        }
 
 
 def measure_solvers(

@@ -13,7 +13,7 @@ from genai_jax.evaluation.classes import Predict, agreement, make_predict
 from genai_jax.evaluation.features import FeatureFunction, make_features, pixels
 from genai_jax.evaluation.frechet import frechet_distance, moments_of
 from genai_jax.evaluation.kernel_distance import kernel_distance
-from genai_jax.evaluation.memorisation import memorisation
+from genai_jax.evaluation.memorisation import Memorisation, memorisation
 from genai_jax.evaluation.precision_recall import precision_recall
 from genai_jax.evaluation.two_sample import (
     nearest_neighbour_accuracy,
@@ -49,7 +49,8 @@ MEASURES: dict[str, str] = {
 }
 """Every measure, with the name of its line."""
 
-_CLOSE_PERCENTILE = 5.0
+CLOSE_PERCENTILE = 5.0
+"""What is close to a training image: closer than so many per cent of the held-out images are."""
 
 
 class Yardstick:
@@ -78,7 +79,7 @@ class Yardstick:
             predict: The classifier.
         """
         self.train, self.held_out, self.levels = train, held_out, levels
-        self._features, self._predict = features, predict
+        self._features, self.predict = features, predict
         self._real_features = features(held_out.images)
         self._real_pixels, self._train_pixels = pixels(held_out.images), pixels(train.images)
         self._real_moments = moments_of(self._real_features)
@@ -98,6 +99,13 @@ class Yardstick:
         features = self._features(self.on_levels(images))
         return frechet_distance(moments_of(features), self._real_moments)
 
+    def nearest(self, images: Float32[np.ndarray, "n h w c"]) -> Memorisation:
+        """Compare images with the training images that are nearest to them, on pixels."""
+        flat = pixels(self.on_levels(images))
+        return memorisation(
+            flat, self._train_pixels, self._real_pixels, percentile=CLOSE_PERCENTILE
+        )
+
     def measure(self, drawn: LabelledImages) -> dict[str, float]:
         """Measure one draw: a value for each of `MEASURES`, NaN where it has no labels to go by.
 
@@ -112,12 +120,10 @@ class Yardstick:
         images = self.on_levels(drawn.images)
         features, flat = self._features(images), pixels(images)
         fidelity = precision_recall(features, self._real_features)
-        near = memorisation(
-            flat, self._train_pixels, self._real_pixels, percentile=_CLOSE_PERCENTILE
-        )
+        near = self.nearest(images)
         told, taught = math.nan, math.nan
         if drawn.labels is not None:
-            told = agreement(self._predict(images), drawn.labels)
+            told = agreement(self.predict(images), drawn.labels)
             if drawn.labels.ndim == 1 and self.held_out.labels is not None:
                 taught = train_on_samples_test_on_real(
                     flat, drawn.labels, self._real_pixels, self.held_out.labels

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from genai_jax.data.image_rows import float_to_levels, levels_to_float
+from genai_jax.diffusion.likelihood import Estimate
+from genai_jax.evaluation.density_baselines import Baseline
 from genai_jax.evaluation.features import pixels
 from genai_jax.evaluation.frechet import frechet_distance, moments_of
 from genai_jax.evaluation.image_report import (
@@ -16,6 +18,7 @@ from genai_jax.evaluation.image_report import (
     as_json,
     draw_gaussians,
     draw_training_images,
+    format_bits,
     format_table,
     make_bars,
     measure_draws,
@@ -191,3 +194,12 @@ def test_json_holds_every_draw(columns):
     assert saved["columns"]["copies"]["fails"] == ["close", "bits"]
     assert saved["columns"]["training"]["fails"] == []
     assert saved["bars"]["agreement"] == {"limit": 0.97, "at_least": True}
+
+
+def test_bits_are_written_one_below_the_other():
+    baseline = Baseline("histogram", Estimate(2.4, 0.02, 359), 2.3, {"pseudo_count": 0.1}, 0.0)
+    text = format_bits(Estimate(1.9, 0.01, 359), [baseline], "test").splitlines()
+    assert text[0].startswith("bits per dimension of 359 images of the test split")
+    assert text[1] == "the model, at most  1.900 ± 0.010"
+    assert text[2] == "histogram           2.400 ± 0.020  pseudo_count 0.1, chosen on validation"
+    assert format_bits(None, [], "test") == ""
