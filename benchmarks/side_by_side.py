@@ -34,10 +34,12 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """The median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
     def best(self) -> float:
+        """The fewest seconds."""
         return min(self.seconds)
 
 

@@ -57,8 +57,8 @@ def make_grid(
             data; at most that of the start.
 
     Reference: uniform and quadratic: Song et al., arXiv:2010.02502, appendix D.2; karras: Karras et
-        al., arXiv:2206.00364, eq. 5; log_snr: Lu et al., arXiv:2211.01095, section 4; trailing: Lin
-        et al., arXiv:2305.08891, section 3.3.
+        al., arXiv:2206.00364, eq. 5; log_snr: Lu et al., arXiv:2206.00927; trailing: Lin et al.,
+        arXiv:2305.08891, section 3.3.
     """
     index = jnp.int32(GRIDS.index(kind)) if isinstance(kind, str) else kind
     start = process.snap(jnp.asarray(start, jnp.result_type(float)))
@@ -100,8 +100,3 @@ def make_grid(
         return jnp.where(i >= n, 0, t)
 
     return grid
-
-
-def reversed_grid(grid: Grid) -> Grid:
-    """Walk a grid from the data to the noise; its first time is 0."""
-    return lambda i, n: grid(n - i, n)

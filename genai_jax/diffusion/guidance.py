@@ -23,6 +23,8 @@ from genai_jax.types import PyTree
 Threshold = Literal["none", "static", "dynamic"]
 THRESHOLDS: tuple[Threshold, ...] = get_args(Threshold)
 
+_LEAST_CONTRAST = 1e-4  # of images in [-1, 1], where a step of 8 bits is 0.008
+
 
 class Guidance(NamedTuple):
     """How an estimate is guided, as scalars that may be traced.
@@ -113,9 +115,10 @@ def rescale_deviation(
     """
     axes = tuple(range(1, told.ndim))
     deviation = jnp.std(guided, axes, keepdims=True)
-    ratio = jnp.std(told, axes, keepdims=True) / jnp.where(deviation > 0, deviation, 1)
-    # An image of one grey stays as it is.
-    return guided * (1 + part * jnp.where(deviation > 0, ratio - 1, 0))
+    # An image of one grey, but for rounding, stays as it is.
+    uneven = deviation > _LEAST_CONTRAST
+    ratio = jnp.std(told, axes, keepdims=True) / jnp.where(uneven, deviation, 1)
+    return guided * (1 + part * jnp.where(uneven, ratio - 1, 0))
 
 
 def keep_in_range(

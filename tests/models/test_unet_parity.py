@@ -144,11 +144,11 @@ def test_diffusers_computes_the_same(case):
     x, weights = np.asarray(jax.random.normal(jax.random.key(1), (2, *size)))
     level = np.asarray([7.0, 0.5, 998.0], np.float32)[:rows]
     labels = np.asarray([0, 3, config.num_classes])[:rows] if config.num_classes else None
-    our_labels = None if labels is None else jnp.asarray(labels)
+    told_ours = None if labels is None else jnp.asarray(labels, jnp.int32)
 
     @jax.jit
     def compute(model, x):
-        y, back = jax.vjp(lambda x: model(x, jnp.asarray(level), our_labels), x)
+        y, back = jax.vjp(lambda x: model(x, jnp.asarray(level), told_ours), x)
         return y, back(jnp.asarray(weights))[0]
 
     y, gradient = compute(ours, jnp.asarray(x))

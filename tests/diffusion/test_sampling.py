@@ -1,0 +1,201 @@
+"""The sampler as its users call it: settings, executables, devices, refusals."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from genai_jax.diffusion.denoiser import Diffusion
+from genai_jax.diffusion.grids import GRIDS
+from genai_jax.diffusion.process import Process
+from genai_jax.diffusion.sampling import SOLVERS, SamplerConfig, make_sampler, settings_of
+from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import batch_sharding, replicated
+from tests.diffusion.known_scores import IdealNetwork, make_mixture
+
+ROWS, SHAPE, T = 16, (2, 2, 1), 20
+DIFFUSION = Diffusion(Process("cosine", num_steps=T), "v", learned_variance=True)
+NETWORK = IdealNetwork(make_mixture(4, 2, spread=0.3, scale=0.2), DIFFUSION, 0.3)
+WEAKER = IdealNetwork(make_mixture(4, 2, seed=5, spread=0.3, scale=0.3), DIFFUSION, 0.3)
+KEYS = jax.random.split(jax.random.key(0), ROWS)
+LABELS = np.arange(ROWS, dtype=np.int32) % 3
+
+
+@functools.cache
+def sampler(solver):
+    return make_sampler(DIFFUSION, SHAPE, solver)
+
+
+def sample(config, **arguments):
+    start = arguments.pop("start", 1.0)
+    settings = settings_of(config, start)
+    return np.asarray(sampler(config.solver)(NETWORK, KEYS, LABELS, settings, **arguments).x)
+
+
+OTHERS = {
+    "num_steps": 7,
+    "grid": "karras",
+    "rho": 3.0,
+    "sigma_min": 0.1,
+    "guidance_scale": 3.0,
+    "guidance_start": 0.7,
+    "guidance_stop": 0.9,
+    "guidance_rescale": 0.7,
+    "threshold": "dynamic",
+    "threshold_percentile": 0.5,
+}
+OWN = {
+    "ancestral": {"variance": "learned"},
+    "ddim": {"eta": 0.5},
+    "euler": {"churn": 4.0, "churn_min": 0.05, "churn_max": 1.0, "churn_noise": 1.2},
+    "heun": {"churn": 4.0, "churn_min": 0.05, "churn_max": 1.0, "churn_noise": 1.2},
+    "dpm_solver_2m": {},
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_executable_serves_every_setting(solver):
+    """Each setting is changed after those before it; what they do is tried elsewhere."""
+    before = SamplerConfig(solver, num_steps=10, threshold="none")
+    last = sample(before)
+    for name, value in {**OTHERS, **OWN[solver]}.items():
+        config = dataclasses.replace(before, **{name: value})
+        found = sample(config)
+        assert np.all(np.isfinite(found)) and np.abs(found).max() <= 1
+        if name in ("num_steps", "grid", "guidance_scale"):
+            assert np.abs(found - last).max() > 1e-4, name
+        before, last = config, found
+    for kind in GRIDS:
+        sample(dataclasses.replace(before, grid=kind, num_steps=T))
+    sample(dataclasses.replace(before, num_steps=1), start=0.3)
+    assert sampler(solver)._cache_size() == 1
+
+
+def meshes():
+    devices = jax.devices()
+    return {
+        "eight devices": make_mesh(devices=devices),
+        "two of them share parameters": make_mesh(2, devices=devices),
+    }
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+@pytest.mark.parametrize("kind", ["eight devices", "two of them share parameters"])
+def test_devices_change_nothing(kind, solver):
+    mesh = meshes()[kind]
+    noise = {"ddim": {"eta": 1.0}, "heun": {"churn": 2.0}}[solver]
+    config = SamplerConfig(solver, num_steps=6, guidance_scale=2.0, guidance_stop=0.7, **noise)
+    model = jax.device_put(NETWORK, replicated(mesh))
+    if mesh.shape["fsdp"] > 1:
+        cut = jax.device_put(NETWORK.mixture.means, NamedSharding(mesh, P("fsdp")))
+        model = dataclasses.replace(model, mixture=dataclasses.replace(model.mixture, means=cut))
+    rows = jax.device_put((KEYS, LABELS), batch_sharding(mesh))
+    found = make_sampler(DIFFUSION, SHAPE, solver, mesh)(model, *rows, settings_of(config)).x
+    assert found.sharding.is_equivalent_to(batch_sharding(mesh), 4)
+    np.testing.assert_allclose(found, sample(config), atol=2e-6)
+
+
+def test_a_row_is_the_same_in_any_batch():
+    config = SamplerConfig("ddim", num_steps=6, eta=1.0)
+    whole = sample(config)
+    order = np.random.default_rng(0).permutation(ROWS)
+    moved = sampler("ddim")(NETWORK, KEYS[order], LABELS[order], settings_of(config)).x
+    np.testing.assert_allclose(moved, whole[order], atol=1e-6)
+
+
+def test_a_weaker_network_guides_with_and_without_condition():
+    config = SamplerConfig("ddim", num_steps=5, guidance_scale=2.0)
+    assert np.abs(sample(config, weaker=WEAKER) - sample(config)).max() > 0.01
+    apart = sampler("ddim")(NETWORK, KEYS, None, settings_of(config), weaker=WEAKER).x
+    alone = sampler("ddim")(NETWORK, KEYS, None, settings_of(config)).x
+    assert np.abs(apart - alone).max() > 0.01
+
+
+def test_frames_are_images_on_the_way():
+    mesh = make_mesh(devices=jax.devices())
+    watched = make_sampler(DIFFUSION, SHAPE, "euler", mesh, frames=4)
+    settings = settings_of(SamplerConfig("euler", num_steps=12))
+    samples = watched(NETWORK, KEYS, LABELS, settings)
+    assert samples.trajectory.shape == (ROWS, 4, *SHAPE)
+    assert np.abs(samples.trajectory).max() <= 1
+    # The last step ends at the data: its estimate is the sample.
+    np.testing.assert_allclose(samples.trajectory[:, -1], samples.x, atol=1e-6)
+
+
+def test_rows_that_the_devices_do_not_divide_are_refused():
+    run = make_sampler(DIFFUSION, SHAPE, "ddim", make_mesh(devices=jax.devices()))
+    with pytest.raises(ValueError, match=r"got 12 images and 8 devices\. Choose 16\."):
+        run(NETWORK, KEYS[:12], LABELS[:12], settings_of(SamplerConfig()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "`num_steps` must be at least 1; got 0"),
+        ({"num_steps": -3}, "`num_steps` must be at least 1; got -3"),
+        ({"rho": 0.0}, "`rho` must be positive"),
+        ({"sigma_min": -1.0}, "`sigma_min` must be positive"),
+        ({"sigma_min": float("nan")}, "`sigma_min` must be positive"),
+        ({"eta": 1.5}, r"`eta` must be in \[0, 1\]; got 1.5"),
+        ({"solver": "heun", "churn": -1.0}, "`churn` must not be negative"),
+        ({"solver": "heun", "churn_min": 2.0, "churn_max": 1.0}, "`churn_max` must not be below"),
+        ({"guidance_scale": -1.0}, "`guidance_scale` must not be negative"),
+        ({"guidance_rescale": 2.0}, r"`guidance_rescale` must be in \[0, 1\]"),
+        ({"guidance_start": 0.8, "guidance_stop": 0.2}, "between two times"),
+        ({"guidance_stop": 1.5}, "between two times"),
+        ({"threshold_percentile": 99.5}, r"`threshold_percentile` must be in \[0, 1\]; got 99.5"),
+        ({"solver": "heun", "eta": 0.5}, "`eta` belongs to ddim; got 0.5 with `solver` 'heun'"),
+        ({"churn": 3.0}, "`churn` belongs to euler and heun"),
+        ({"variance": "large"}, "`variance` belongs to ancestral"),
+    ],
+)
+def test_meaningless_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerConfig(**options)
+
+
+@pytest.mark.parametrize("start", [0.0, -0.1, 1.1, float("nan")])
+def test_a_start_that_is_no_time_is_refused(start):
+    with pytest.raises(ValueError, match=r"`start` must be in \(0, 1\]"):
+        settings_of(SamplerConfig(), start)
+
+
+def test_what_a_network_cannot_be_asked_for_is_refused():
+    plain, edm = Diffusion(Process("linear", num_steps=T), "eps"), Diffusion(Process("edm"), "edm")
+    most = SamplerConfig(num_steps=T + 1)
+    with pytest.raises(ValueError, match=r"must not exceed .* got 21 and 20\. Choose at most 20"):
+        most.check(plain, conditional=True)
+    most.check(edm, conditional=True)
+    learned = SamplerConfig("ancestral", num_steps=T, variance="learned")
+    with pytest.raises(ValueError, match="needs a network that learns it"):
+        learned.check(plain, conditional=True)
+    learned.check(DIFFUSION, conditional=True)
+    guided = SamplerConfig(num_steps=T, guidance_scale=2.0)
+    with pytest.raises(
+        ValueError, match=r"trained with and without a condition.*`guidance_scale` 2\.0"
+    ):
+        guided.check(plain, conditional=False)
+    guided.check(plain, conditional=True)
+    guided.check(plain, conditional=False, weaker=True)
+    coarse = SamplerConfig(grid="karras", sigma_min=100.0)
+    with pytest.raises(ValueError, match=r"must be below .* got 100\.0 and 80"):
+        coarse.check(edm, conditional=True)
+
+
+def test_images_and_noise_can_be_given():
+    config = SamplerConfig("ddim", num_steps=5, threshold="none")
+    image = np.full((ROWS, *SHAPE), 0.5, np.float32)
+    near = sample(config, image=image, start=0.15)
+    far = sample(config, image=image, start=0.9)
+    assert np.abs(near - image).mean() < np.abs(far - image).mean()
+    noise = np.asarray(jax.random.normal(jax.random.key(3), image.shape))
+    given = sample(config, noise=noise)
+    other_keys = jax.random.split(jax.random.key(9), ROWS)
+    settings = settings_of(config)
+    again = sampler("ddim")(NETWORK, other_keys, LABELS, settings, noise=noise).x
+    np.testing.assert_array_equal(given, again)  # nothing else is drawn
+    assert np.abs(given - sample(config)).max() > 0.01
