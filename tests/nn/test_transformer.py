@@ -116,7 +116,8 @@ def test_a_modulated_block_is_its_definition_in_values_and_gradients(attention):
 
 def test_modulated_layers_begin_as_the_identity():
     config = dataclasses.replace(DIT, layers="scanned", post_norms=True)
-    stack = make_layers(config, jax.random.key(0))
+    # Another generator than the usual one, since its program compiles three times as fast.
+    stack = make_layers(config, jax.random.key(0, impl="unsafe_rbg"))
     assert not any("norm" in name for name, _ in named_leaves(stack))  # they have no parameters
     np.testing.assert_array_equal(run(config, stack, X, SEGMENTS, VECTOR), X)
 
