@@ -93,36 +93,42 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         if self.num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1; got {self.num_steps}.")
+            raise ValueError(f"`num_steps` must be at least 1; got {self.num_steps}. Choose 50.")
         for name in ("rho", "sigma_min", "churn_noise", "threshold_percentile"):
-            if not getattr(self, name) > 0:
-                default = type(self).__dataclass_fields__[name].default
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"`{name}` must be positive; got {getattr(self, name)}. Choose {default}."
+                    f"`{name}` must be positive; got {getattr(self, name)}. "
+                    f"Choose {_default(name)}."
                 )
         for name in ("churn", "churn_min", "guidance_scale"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"`{name}` must not be negative, nor infinite; got {getattr(self, name)}. "
+                    f"{_default(name):g} is none."
+                )
         for name in ("eta", "guidance_rescale", "threshold_percentile"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1]; got {getattr(self, name)}.")
+                raise ValueError(
+                    f"`{name}` must be in [0, 1]; got {getattr(self, name)}. "
+                    f"Choose {_default(name)}."
+                )
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise ValueError(
                 "Guidance must act between two times in [0, 1]; got `guidance_start` "
                 f"{self.guidance_start} and `guidance_stop` {self.guidance_stop}. 0 is the data."
             )
-        if self.churn_max < self.churn_min:
+        if not self.churn_min <= self.churn_max:
             raise ValueError(
                 "`churn_max` must not be below `churn_min`; got "
-                f"{self.churn_max} and {self.churn_min}."
+                f"{self.churn_max} and {self.churn_min}. Leave it infinite."
             )
         belongs = {"eta": ("ddim",), "churn": ("euler", "heun"), "variance": ("ancestral",)}
         for name, solvers in belongs.items():
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default and self.solver not in solvers:
+            value, default = getattr(self, name), _default(name)
+            if value != default and self.solver not in solvers:
                 raise ValueError(
-                    f"`{name}` belongs to {' and '.join(solvers)}; got {getattr(self, name)!r} with"
-                    f" `solver` {self.solver!r}. Choose another solver, or leave it at {default!r}."
+                    f"`{name}` belongs to {' and '.join(solvers)}; got {value!r} with `solver` "
+                    f"{self.solver!r}. Choose another solver, or leave it at {default!r}."
                 )
 
     def check(self, diffusion: Diffusion, *, conditional: bool, weaker: bool = False) -> None:
@@ -153,12 +159,16 @@ class SamplerConfig:
                 f"weaker one; got `guidance_scale` {self.guidance_scale} and neither. "
                 "Choose guidance_scale 1."
             )
-        largest = math.exp(-float(diffusion.process.log_snr(jnp.ones(()))) / 2)
+        largest = math.exp(-diffusion.process.last_log_snr / 2)
         if self.grid in ("karras", "log_snr") and self.sigma_min >= largest:
             raise ValueError(
                 "`sigma_min` must be below the sigma / alpha that the process starts from; got "
                 f"{self.sigma_min} and {largest:.4g}. Choose 0.002."
             )
+
+
+def _default(name: str) -> Any:
+    return SamplerConfig.__dataclass_fields__[name].default
 
 
 class Settings(NamedTuple):

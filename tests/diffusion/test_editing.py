@@ -95,7 +95,7 @@ def test_resampling_brings_the_parts_to_agree():
     assert all(np.diff(errors) < 0) and errors[0] > 0.05 and errors[-1] < 0.02
 
 
-@pytest.mark.parametrize("process", [COSINE, Process("edm"), Process("flow")])
+@pytest.mark.parametrize("process", [COSINE, Process("edm")])
 def test_encoding_is_the_map_of_the_ode(process):
     """Of a Gaussian known in closed form: along each axis a point keeps its quantile."""
     with jax.enable_x64(True):
@@ -121,11 +121,9 @@ def test_encoded_images_are_sampled_again():
     )
     image = jnp.clip(network.mixture.sample(jax.random.key(1), 16), -1, 1).reshape(16, 2, 2, 1)
     labels, keys = jnp.arange(16) % 3, jax.random.split(jax.random.key(2), 16)
-    noise = make_encoder(diffusion)(network, image, labels, settings)
     mesh = make_mesh(devices=jax.devices())
-    shared = make_encoder(diffusion, mesh)(network, image, labels, settings)
-    np.testing.assert_allclose(shared, noise, atol=1e-5)
-    sampler = make_sampler(diffusion, (2, 2, 1), "heun")
+    noise = make_encoder(diffusion, mesh)(network, image, labels, settings)
+    sampler = make_sampler(diffusion, (2, 2, 1), "heun", mesh)
     again = sampler(network, keys, labels, settings, noise=noise).x
     np.testing.assert_allclose(again, image, atol=0.02)
     # Between two images lie others of the same distribution.
@@ -152,11 +150,10 @@ def test_interpolation_stays_on_the_sphere():
     np.testing.assert_allclose(unequal, 2 * first, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_the_inpainter_keeps_what_is_known_in_one_executable(devices):
+def test_the_inpainter_keeps_what_is_known_in_one_executable():
     diffusion = Diffusion(Process("cosine", num_steps=50), "v")
     network = IdealNetwork(make_mixture(4, 3, spread=0.3, scale=0.2), diffusion)
-    mesh = make_mesh(devices=jax.devices()[:devices])
+    mesh = make_mesh(devices=jax.devices())
     inpainter = make_inpainter(diffusion, mesh)
     image = jnp.clip(network.mixture.sample(jax.random.key(1), 16), -1, 1).reshape(16, 2, 2, 1)
     known = jnp.zeros_like(image).at[:, 0].set(1)
