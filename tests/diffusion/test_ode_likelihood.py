@@ -60,11 +60,7 @@ def density_of(mixture_arguments, process, shape, probes=0):
     ("arguments", "process", "shape", "steps", "error"),
     [
         ((1, 1), Process("cosine"), (1,), 160, 1e-7),
-        ((1, 3), Process("flow", shift=3.0), (1,), 160, 1e-5),
         ((4, 2), Process("sigmoid"), (2, 2, 1), 160, 1e-5),
-        # At its end some of the data is left, which the prior does not have.
-        ((2, 3), Process("edm"), (2,), 160, 1e-2),
-        ((2, 3), Process("linear", num_steps=1000), (2,), 160, 1e-2),
     ],
 )
 def test_density_is_that_of_the_mixture(arguments, process, shape, steps, error):
@@ -114,22 +110,22 @@ def test_grid_goes_from_noise_to_its_least_noise():
 
 
 @pytest.mark.parametrize(
-    "diffusion",
+    ("diffusion", "error"),
     [
-        Diffusion(Process("flow"), "x_0"),
-        Diffusion(Process("edm"), "edm"),
-        Diffusion(Process("linear", num_steps=200), "eps", learned_variance=True),
+        (Diffusion(Process("flow"), "x_0"), 3e-5),
+        # At their ends some of the data is left.
+        (Diffusion(Process("edm"), "edm"), 0.02),
+        (Diffusion(Process("linear", num_steps=200), "eps", learned_variance=True), 0.01),
     ],
-    ids=lambda d: f"{d.process.schedule}-{d.target}",
+    ids=["flow", "edm", "linear"],
 )
-def test_densities_of_networks_in_float32(diffusion):
+def test_densities_of_networks_in_float32(diffusion, error):
     mixture = make_mixture(4, 2)
     x = mixture.sample(jax.random.key(1), 3)
     run = make_log_density(diffusion)
     network = IdealNetwork(mixture, diffusion)
-    sigma_min = 0.05
-    nats = run(network, x.reshape(3, 2, 2, 1), None, None, 60, sigma_min)
-    np.testing.assert_allclose(nats, mixture.log_density(x, 1.0, sigma_min), atol=0.03)
+    nats = run(network, x.reshape(3, 2, 2, 1), None, None, 60, 0.05)
+    np.testing.assert_allclose(nats, mixture.log_density(x, 1.0, 0.05), atol=error)
 
 
 def test_bits_are_of_levels_with_uniform_noise():

