@@ -18,6 +18,7 @@ from genai_jax.diffusion.ode_likelihood import (
     make_ode_likelihood,
     time_at_angle,
 )
+from genai_jax.diffusion.predictions import Prediction
 from genai_jax.diffusion.process import Process
 from tests.diffusion.known_scores import IdealNetwork, make_denoiser, make_mixture
 
@@ -149,6 +150,29 @@ def test_dequantised_levels_fill_their_bins():
     counts = [np.histogram(row, 10, (-0.25, 0.25))[0] for row in np.asarray(offsets)]
     assert (np.abs(np.array(counts) - 400) < 5 * 20).all()
     assert not np.array_equal(offsets[0], offsets[1])
+
+
+def test_networks_with_gradients_of_their_own_have_a_divergence():
+    """Reverse mode is all that a custom gradient has."""
+    mixture = make_mixture(2, 2)
+    x = mixture.sample(jax.random.key(0), 3)
+    exact = make_denoiser(mixture, COSINE.process)
+
+    @jax.custom_vjp
+    def x_0_of(x_t, t):
+        return exact(x_t, t).x_0
+
+    def backward(saved, gradient):
+        return (jax.vjp(lambda x_t: exact(x_t, saved[1]).x_0, saved[0])[1](gradient)[0], None)
+
+    x_0_of.defvjp(lambda x_t, t: (x_0_of(x_t, t), (x_t, t)), backward)
+
+    def nats(denoise):
+        grid = make_angle_grid(COSINE.process, SIGMA_MIN)
+        return log_density(denoise, x, None, process=COSINE.process, grid=grid, num_steps=20)
+
+    found = jax.jit(lambda: nats(lambda x_t, t: Prediction(x_0_of(x_t, t))))()
+    np.testing.assert_allclose(found, jax.jit(lambda: nats(exact))(), rtol=1e-4)
 
 
 def test_one_executable_serves_every_number_of_steps():
