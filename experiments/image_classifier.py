@@ -232,7 +232,9 @@ def final_report(run: RunDirectory, data: ImageData, model: Classifier) -> str:
         ]
         picture = run.folder("samples") / "mistakes.png"
         picture.parent.mkdir(exist_ok=True)
-        write_atomically(picture, captioned_png(images[shown], captions, columns=6))
+        write_atomically(
+            picture, captioned_png(images[shown], captions, columns=min(6, len(shown)))
+        )
         lines.append(f"mistakes:      {picture} ({len(shown)} of {len(wrong)})")
     lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
     return "\n".join(lines)

@@ -235,7 +235,8 @@ def measure_columns(
     """Measure real images, samples with each guidance, and the controls."""
     yardstick, train = of.yardstick, of.yardstick.train
     seeds = of.seeds
-    copies = draw_training_images(train, yardstick.count)
+    labels = yardstick.held_out.labels
+    copies = draw_training_images(train, yardstick.count, labels)
 
     def measure(name: str, draw: Draw, **more: Any) -> Column:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
@@ -244,19 +245,16 @@ def measure_columns(
     columns = [measure("training images", copies, judged=False)]
     for scale in of.scales:
         sampler = replace(of.sampler, guidance_scale=scale)
-        name = "samples" if of.told is None else f"samples, w = {scale:g}"
+        name = "samples" if of.told is None else f"samples, w={scale:g}"
         columns.append(measure(name, functools.partial(of.draw, sampler), **as_options(bits)))
     gaussian = draw_gaussians(train, None, yardstick.count)
     found = next((d.bits for d in densities if d.name == "full Gaussian"), None)
     columns.append(measure("one Gaussian", gaussian, **as_options(found)))
-    labels = yardstick.held_out.labels
     if labels is not None and labels.ndim == 1:
-        columns.append(
-            measure("a Gaussian a class", draw_gaussians(train, labels, yardstick.count))
-        )
+        columns.append(measure("class Gaussians", draw_gaussians(train, labels, yardstick.count)))
     # Other copies than those that set the bar. They make every held-out image impossible.
     others = range(seeds.stop, seeds.stop + len(seeds))
-    return [*columns, measure("a copy of training", copies, seeds=others, bits=math.inf)]
+    return [*columns, measure("training copied", copies, seeds=others, bits=math.inf)]
 
 
 def compare_solvers(of: Evaluation, real: Column) -> SolverTable:
@@ -295,7 +293,8 @@ def describe_setting(of: Evaluation) -> str:
             f"reference: the {config.split} split, {yardstick.count:,} images; nearness to "
             f"{len(yardstick.train.images):,} training images",
             f"draws:     {config.draws} of {yardstick.count:,} images for each column, seeds "
-            f"{of.seeds[0]} to {of.seeds[-1]}; mean ± standard deviation over draws",
+            f"{of.seeds[0]} to {of.seeds[-1]}; mean ± standard deviation over draws; w is the "
+            "scale of guidance",
             f"judge:     {config.classifier}, right on {right:.2%} of the {yardstick.count:,} "
             "images of the split",
         ]
@@ -309,14 +308,14 @@ def describe_one_draw(of: Evaluation, folder: Path) -> str:
         drawn = of.draw(replace(of.sampler, guidance_scale=scale), of.config.seed)
         images = of.yardstick.on_levels(drawn.images)
         if drawn.labels is not None and drawn.labels.ndim == 2:
-            lines.append(f"attributes of the first draw, w = {scale:g}:")
+            lines.append(f"attributes of the first draw, w={scale:g}:")
             told = of.yardstick.predict(images)
             lines.append(describe_attributes(told, drawn.labels, ATTRIBUTES))
         near = of.yardstick.nearest(images)
         path = folder / f"nearest_w{scale:g}.png"
         write_atomically(path, nearest_pairs_png(images, of.yardstick.train.images, near))
         lines.append(
-            f"nearest training images, w = {scale:g}: {near.share_close:.1%} of {len(images):,} "
+            f"nearest training images, w={scale:g}: {near.share_close:.1%} of {len(images):,} "
             f"samples within {near.threshold:.3g} of one, as {CLOSE_PERCENTILE:g}% of the held-out "
             f"images are; median distance {near.ratio:.2f} times theirs; {path}"
         )

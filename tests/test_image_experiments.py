@@ -158,17 +158,17 @@ def test_an_evaluation_measures_all_that_it_was_asked_for(run, drawer, judge):
     assert text.strip() in out
     assert "the test split, 24 images; nearness to 200 training images" in text
     assert "2 of 24 images for each column, seeds 0 to 1" in text
-    assert "samples, w = 2: fails " in text  # it has not learnt anything
+    assert "samples, w=2: fails " in text  # it has not learnt anything
     assert "one Gaussian: " in text
-    assert "a copy of training: fails " in text
+    assert "training copied: fails " in text
     assert "bits per dimension of 24 images of the test split" in text
     assert "2 draws of 24 images against the test split" in text
     values = json.loads((drawer / "samples" / "evaluation_test.json").read_text())
     assert list(values["columns"]) == [
-        *("training images", "samples, w = 1", "samples, w = 2"),
-        *("one Gaussian", "a Gaussian a class", "a copy of training"),
+        *("training images", "samples, w=1", "samples, w=2"),
+        *("one Gaussian", "class Gaussians", "training copied"),
     ]
-    assert "close" in values["columns"]["a copy of training"]["fails"]
+    assert "close" in values["columns"]["training copied"]["fails"]
     assert np.shape(values["solvers"]["distances"]["heun"]) == (2, 2)
     assert values["solvers"]["evaluations"] == {"ddim": [1, 2], "heun": [1, 3]}
     for picture in ("samples/nearest_w1.png", "samples/nearest_w2.png", "plots/solvers.png"):
@@ -186,9 +186,9 @@ def test_a_draw_is_a_function_of_its_seed(run, drawer, judge, tmp_path):
         json.loads((folder / "samples" / "evaluation_test.json").read_text())["columns"]
         for folder in (other, drawer)
     )
-    for name in ("training images", "samples, w = 2", "one Gaussian"):
+    for name in ("training images", "samples, w=2", "one Gaussian"):
         assert one[name]["draws"][0] == two[name]["draws"][1]
-    assert two["samples, w = 2"]["draws"][0] != two["samples, w = 2"]["draws"][1]
+    assert two["samples, w=2"]["draws"][0] != two["samples, w=2"]["draws"][1]
 
 
 def test_an_evaluation_without_a_judge_says_how_to_train_one(run, drawer, judge, tmp_path):

@@ -15,7 +15,13 @@ from genai_jax.diffusion.likelihood import Estimate
 from genai_jax.evaluation.density_baselines import Baseline
 from genai_jax.evaluation.features import pixels
 from genai_jax.evaluation.frechet import moments_of
-from genai_jax.evaluation.yardstick import MEASURES, LabelledImages, Yardstick
+from genai_jax.evaluation.yardstick import (
+    CLOSE_PERCENTILE,
+    MEASURES,
+    LabelledImages,
+    Measure,
+    Yardstick,
+)
 
 Draw = Callable[[int], LabelledImages]
 """`seed -> images`."""
@@ -49,7 +55,9 @@ class Column:
         return self.bits if measure == "bits" else float(self.values(measure).mean())
 
     def spread(self, measure: str) -> float:
-        """Compute the standard deviation of a measure over the draws; NaN for a single one."""
+        """Compute the standard deviation over the draws; of bits it is their standard error."""
+        if measure == "bits":
+            return self.bits_error
         values = self.values(measure)
         return float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
@@ -69,14 +77,30 @@ def measure_draws(
     return Column(name, draws, bits, bits_error, judged)
 
 
-def draw_training_images(train: LabelledImages, count: int) -> Draw:
-    """Make draws of `count` different training images each; all of them where there are fewer."""
+def draw_training_images(
+    train: LabelledImages, count: int, labels: np.ndarray | None = None
+) -> Draw:
+    """Make draws of training images, all different as far as there are enough.
+
+    Args:
+        train: What to draw from.
+        count: Images of a draw.
+        labels: Classes of the images of a draw, one each, so that classes are as frequent as where
+            these come from; None draws from all alike, and so do several labels an image.
+    """
+    groups, asked = np.zeros(len(train.images), np.int64), np.zeros(count, np.int64)
+    if labels is not None and labels.ndim == 1 and train.labels is not None:
+        groups, asked = train.labels, labels[:count]
 
     def draw(seed: int) -> LabelledImages:
         random = np.random.default_rng(seed)
-        chosen = random.choice(len(train.images), count, replace=count > len(train.images))
-        labels = None if train.labels is None else train.labels[chosen]
-        return LabelledImages(train.images[chosen], labels)
+        chosen = np.empty(count, np.int64)
+        for group in np.unique(asked):
+            places, members = np.flatnonzero(asked == group), np.flatnonzero(groups == group)
+            few = len(members) < len(places)
+            chosen[places] = random.choice(members, len(places), replace=few)
+        found = None if train.labels is None else train.labels[chosen]
+        return LabelledImages(train.images[chosen], found)
 
     return draw
 
@@ -111,6 +135,9 @@ def draw_gaussians(train: LabelledImages, labels: np.ndarray | None, count: int)
     return draw
 
 
+_LINES = {**MEASURES, "bits": Measure("bits per dimension", 1.0, 3)}
+
+
 class Bar(NamedTuple):
     """What a measure must come to.
 
@@ -130,8 +157,9 @@ class Bar(NamedTuple):
         return value < self.limit if self.at_least else value > self.limit
 
     def words(self) -> str:
-        """Say it, as `<= 0.6`."""
-        return f"{'>=' if self.at_least else '<='} {self.limit:.3g}"
+        """Say it, as `<= 60.0`."""
+        written = _LINES[self.measure].write(self.limit)
+        return f"{'>=' if self.at_least else '<='} {written}"
 
 
 def make_bars(real: Column, best_density_bits: float = math.nan) -> list[Bar]:
@@ -146,7 +174,8 @@ def make_bars(real: Column, best_density_bits: float = math.nan) -> list[Bar]:
         Bar("agreement", 0.97, at_least=True),
         Bar("frechet", 2 * real.mean("frechet")),
         Bar("two_sample", 0.60),
-        Bar("close", 0.25),
+        # Twice as often as held-out images are.
+        Bar("close", 2 * CLOSE_PERCENTILE / 100),
     ]
     if not math.isnan(best_density_bits):
         # To be below it, not at it.
@@ -161,12 +190,11 @@ def format_table(columns: Sequence[Column], bars: Sequence[Bar]) -> str:
     """
     bar_of = {bar.measure: bar for bar in bars}
     lines = [["", *(column.name for column in columns), "bar"]]
-    names = {**MEASURES, "bits": "bits per dimension"}
-    for measure, name in names.items():
+    for measure, line in _LINES.items():
         cells = [_cell(column, measure) for column in columns]
         if any(cell != "-" for cell in cells):
             bar = bar_of[measure].words() if measure in bar_of else ""
-            lines.append([name, *cells, bar])
+            lines.append([line.name, *cells, bar])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -180,23 +208,19 @@ def format_table(columns: Sequence[Column], bars: Sequence[Bar]) -> str:
 
 
 def _cell(column: Column, measure: str) -> str:
-    mean = column.mean(measure)
+    mean, spread = column.mean(measure), column.spread(measure)
     if math.isnan(mean):
         return "-"
-    if measure == "bits":
-        return f"{mean:.3f}" + (f" ± {column.bits_error:.3f}" if column.bits_error else "")
-    digits = 5 if measure == "kernel" else 3
-    spread = column.spread(measure)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+    write = _LINES[measure].write
+    return write(mean) + (f" ± {write(spread)}" if spread > 0 else "")
 
 
 def _verdict(column: Column, bars: Sequence[Bar]) -> str:
-    names = {**MEASURES, "bits": "bits per dimension"}
-    failed = [
-        f"{names[bar.measure]} {column.mean(bar.measure):.3g}, not {bar.words()}"
-        for bar in bars
-        if bar.fails(column)
-    ]
+    failed = []
+    for bar in bars:
+        line = _LINES[bar.measure]
+        if bar.fails(column):
+            failed.append(f"{line.name} {line.write(column.mean(bar.measure))}, not {bar.words()}")
     if failed:
         return f"{column.name}: fails {'; '.join(failed)}"
     measured = sum(not math.isnan(column.mean(bar.measure)) for bar in bars)

@@ -51,7 +51,7 @@ def fit_network(config: NetworkConfig, data: ImageData, condition: Condition) ->
     if condition == "label":
         sizes["num_classes"] = told
     if condition == "tokens":
-        if not isinstance(config, DiTConfig) or config.text is None:
+        if config.text is None:
             raise ValueError(
                 "`condition` 'tokens' needs a network that reads captions; got one without an "
                 "encoder of text. Start from the preset shapes."

@@ -50,9 +50,8 @@ def describe_samples(
         return LabelledImages(images, labels)
 
     samples = measure_draws("samples", draw, yardstick, seeds)
-    real = measure_draws(
-        "training images", draw_training_images(yardstick.train, yardstick.count), yardstick, seeds
-    )
+    copies = draw_training_images(yardstick.train, yardstick.count, yardstick.held_out.labels)
+    real = measure_draws("training images", copies, yardstick, seeds)
 
     def shown(measure: str, form: str) -> str:
         mean, spread = samples.mean(measure), samples.spread(measure)

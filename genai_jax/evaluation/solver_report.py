@@ -2,14 +2,13 @@
 
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 _COLOURS = ("#4C78A8", "#E45756", "#54A24B", "#B279A2", "#F58518", "#72B7B2")
 _INK, _GRID = "#333333", "#E4E4E4"
@@ -130,27 +129,35 @@ def solvers_png(table: SolverTable, *, title: str) -> bytes:
     axes = figure.subplots()
     means = table.distances.mean(-1)
     draws = table.distances.shape[-1]
-    spreads = table.distances.std(-1, ddof=1) if draws > 1 else np.zeros_like(means)
+    spreads = np.minimum(table.distances.std(-1, ddof=1), 0.9 * means) if draws > 1 else means
     for i, solver in enumerate(table.solvers):
         axes.errorbar(
             table.evaluations[i],
             means[i],
-            yerr=np.minimum(spreads[i], 0.9 * means[i]),
+            yerr=spreads[i] if draws > 1 else None,
             marker="o",
             markersize=4,
             linewidth=1.6,
+            # Those that coincide show through each other.
+            linestyle=("-", (0, (4, 3)))[i % 2],
             capsize=2,
             color=_COLOURS[i % len(_COLOURS)],
             label=solver,
         )
-    real = float(np.mean(table.real))
-    axes.axhline(real, color=_INK, linewidth=1, linestyle="--", label="training images")
+    axes.axhline(
+        float(np.mean(table.real)),
+        color=_INK,
+        linewidth=1,
+        linestyle=":",
+        label=f"training images, {_mean_and_spread(table.real)}",
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    asked = sorted({int(n) for n in table.evaluations.flat})
-    axes.set_xticks(_thinned(asked))
+    axes.set_xticks(table.steps)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
     axes.set_xlabel("evaluations of the network")
     axes.set_ylabel(f"Fréchet distance ({table.count:,} images)")
     axes.grid(color=_GRID, linewidth=0.8)
@@ -164,12 +171,3 @@ def solvers_png(table: SolverTable, *, title: str) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _thinned(numbers: Sequence[int]) -> list[int]:
-    """Keep those that are far enough apart to be written beside each other."""
-    kept: list[int] = []
-    for number in numbers:
-        if not kept or math.log(number / kept[-1]) > 0.35:
-            kept.append(number)
-    return kept

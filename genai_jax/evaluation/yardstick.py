@@ -34,20 +34,38 @@ class LabelledImages(NamedTuple):
     labels: Integer[np.ndarray, "n ..."] | None
 
 
-MEASURES: dict[str, str] = {
-    "frechet": "Fréchet, features",
-    "frechet_pixels": "Fréchet, pixels",
-    "kernel": "kernel (KID), features",
-    "precision": "precision, features",
-    "recall": "recall, features",
-    "agreement": "class agreement",
-    "two_sample": "1-NN accuracy, pixels",
-    "two_sample_features": "1-NN accuracy, features",
-    "trained_on": "trained on it, real accuracy",
-    "close": "close to training images",
-    "copied": "equal to training images",
+class Measure(NamedTuple):
+    """How a measure is written.
+
+    Attributes:
+        name: Of its line.
+        scale: What a value is multiplied by.
+        digits: After the point.
+    """
+
+    name: str
+    scale: float = 100.0
+    digits: int = 1
+
+    def write(self, value: float) -> str:
+        """Write a value, or its spread."""
+        return f"{value * self.scale:.{self.digits}f}"
+
+
+MEASURES: dict[str, Measure] = {
+    "frechet": Measure("Fréchet, features", 1.0, 2),
+    "frechet_pixels": Measure("Fréchet, pixels", 1.0, 2),
+    "kernel": Measure("kernel (KID) × 1000, features", 1000.0),
+    "precision": Measure("precision, features, %"),
+    "recall": Measure("recall, features, %"),
+    "agreement": Measure("class agreement, %"),
+    "two_sample": Measure("1-NN accuracy, pixels, %"),
+    "two_sample_features": Measure("1-NN accuracy, features, %"),
+    "trained_on": Measure("trained on it, right on real, %"),
+    "close": Measure("close to a training image, %"),
+    "copied": Measure("equal to a training image, %"),
 }
-"""Every measure, with the name of its line."""
+"""What is measured of a draw. Shares are in [0, 1], and written as per cent."""
 
 CLOSE_PERCENTILE = 5.0
 """What is close to a training image: closer than so many per cent of the held-out images are."""

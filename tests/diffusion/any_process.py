@@ -1,13 +1,15 @@
 """Every process, and a solver compiled once for all of them."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from genai_jax.diffusion.denoiser import Diffusion
-from genai_jax.diffusion.predictions import Prediction, like, make_target
+from genai_jax.diffusion.predictions import Prediction, make_target
 from genai_jax.diffusion.process import Process
 from genai_jax.diffusion.samplers import ancestral, ddim, dpm_solver_2m, euler, heun
 from tests.diffusion.known_scores import AnyOf, make_denoiser
@@ -45,13 +47,23 @@ class Unchecked(Diffusion):
         pass
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class AtOneTime(Process):
+    """A process that is asked about a single time, whose level was found before."""
+
+    level: Any = ()
+
+    def alpha_sigma(self, t):
+        return self.level
+
+
 def through_targets(denoise, process, rows):
     """Send what a denoiser says of each group of rows through another target and back."""
 
     def answers(x_t, t):
         x_0 = denoise(x_t, t).x_0
         alpha, sigma = process.alpha_sigma(t)
-        eps = (x_t - like(alpha, x_t) * x_0) / like(sigma, x_t)
+        eps = (x_t - alpha * x_0) / sigma
         found, first = [], 0
         for target, count in zip(TARGETS, rows, strict=True):
             own = slice(first, first + count)
@@ -61,7 +73,8 @@ def through_targets(denoise, process, rows):
                 return make_target(target, x_0[own], eps[own], alpha, sigma, 0.5)
 
             network.null_condition = lambda condition: condition
-            found.append(Unchecked(process, target).make_denoiser(network)(x_t[own], t).x_0)
+            diffusion = Unchecked(AtOneTime(level=(alpha, sigma)), target)
+            found.append(diffusion.make_denoiser(network)(x_t[own], t).x_0)
         return Prediction(jnp.concatenate(found))
 
     return answers

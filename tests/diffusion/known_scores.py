@@ -141,9 +141,9 @@ class AnyOf(Process):
     index: Any = 0
 
     def choose(self, of):
-        """Ask all, and take the answer of the one that is meant."""
-        answers = [of(process) for process in self.processes]
-        return jax.tree.map(lambda *each: jnp.stack(each)[self.index], *answers)
+        """Ask the one that is meant."""
+        asked = [functools.partial(of, process) for process in self.processes]
+        return jax.lax.switch(self.index, asked)
 
     def log_snr(self, t):
         return self.choose(lambda process: process.log_snr(t))

@@ -138,6 +138,18 @@ def test_training_draws_are_distinct_images_and_a_function_of_the_seed(yardstick
     assert (draw(1).labels != drawn.labels).any()
 
 
+def test_training_draws_have_the_classes_that_are_asked_for():
+    numbers = np.arange(50)
+    train = LabelledImages(numbers.astype(np.float32).reshape(50, 1, 1, 1), numbers % 5)
+    asked = np.array([4] * 9 + [0] * 3 + [2] * 12)
+    drawn = draw_training_images(train, 24, asked)(0)
+    np.testing.assert_array_equal(drawn.labels, asked)
+    np.testing.assert_array_equal(drawn.images.ravel() % 5, asked)
+    assert len(np.unique(drawn.images[:12])) == 12  # but of the ten twos some come twice
+    several = LabelledImages(train.images, np.stack([numbers, numbers], axis=1))
+    assert len(np.unique(draw_training_images(several, 40, several.labels)(0).images)) == 40
+
+
 def test_gaussians_have_the_moments_of_their_class():
     random = np.random.default_rng(0)
     labels = np.arange(4000) % 2
@@ -164,13 +176,13 @@ def test_table_says_mean_spread_bars_and_verdicts():
     real, model = made_up("real", 0.5, judged=False), made_up("model", 0.3, bits=1.5)
     bars = make_bars(real, 1.5)
     text = format_table([real, model], bars)
-    assert "0.300 ± 0.014" in text
-    assert ">= 0.97" in text
+    assert "30.0 ± 1.4" in text  # a share, in per cent
+    assert ">= 97.0" in text
     assert "1.500 ± 0.012" in text
-    assert "<= 1\n" in text  # twice the distance of the training images
+    assert "<= 1.00\n" in text  # twice the distance of the training images
     verdict = text.splitlines()[-1]
-    assert verdict.startswith("model: fails class agreement 0.3, not >= 0.97; ")
-    assert "bits per dimension 1.5" in verdict  # the best density has to be beaten
+    assert verdict.startswith("model: fails class agreement, % 30.0, not >= 97.0; ")
+    assert "bits per dimension 1.500" in verdict  # the best density has to be beaten
     better = dataclasses.replace(model, bits=1.49)
     assert "bits per dimension" not in format_table([better], bars).splitlines()[-1]
     passing = format_table([made_up("m", 0.2)], [Bar("two_sample", 0.6), Bar("bits", 1.0)])
