@@ -106,7 +106,7 @@ class ImageDiffusionConfig(RunConfig):
 
 _DIGITS = ImageDiffusionConfig(
     workdir="runs/digits",
-    steps=1200,
+    steps=1000,
     batch_size=128,
     network=UNetConfig(
         width=32, multipliers=(1, 2), groups=8, dropout=0.1, fourier_frequencies=(2, 3, 4)
@@ -115,11 +115,11 @@ _DIGITS = ImageDiffusionConfig(
     optimizer=OptimizerConfig("muon", beta2=0.99, muon_momentum=0.9, weight_decay=0.0),
     schedule=ScheduleConfig(1e-2, "linear", warmup_steps=50, final_fraction=0.0),
     ema_decay=0.99,
-    evaluate_every=300,
+    evaluate_every=250,
     evaluation_rows=60,
     sampler=SamplerConfig(solver="ddim", num_steps=50, guidance_scale=1.5),
     judge="digits",
-    save_every=300,
+    save_every=250,
 )
 
 # Ho et al., arXiv:2006.11239. It differs in this: the gradient is clipped as a whole (their code

@@ -25,7 +25,7 @@ DIFFUSION = Diffusion(Process("cosine", num_steps=T), "v", learned_variance=True
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Cheap to compile: v is tanh(w x), less by the label; and 0.3 of the way of the log-variance."""
+    """Cheap to compile: v is tanh(w x), less by the label; the log-variance is 0.3 of the way."""
 
     weights: jax.Array
 
