@@ -21,7 +21,7 @@ from genai_jax.evaluation.text_report import kept_text
 from genai_jax.models import classifier
 from genai_jax.models.classifier import Classifier, ClassifierConfig
 from genai_jax.objectives.classification import classification
-from genai_jax.parallel.cpu_devices import cores_that_divide, describe_devices, split_cpu
+from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig
@@ -29,9 +29,10 @@ from genai_jax.training.fit import fit
 from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
-from genai_jax.training.run_directory import RunDirectory, RunError, open_run
+from genai_jax.training.run_directory import RunDirectory, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
-from genai_jax.training.signals import StopRequest, stop_signals
+from genai_jax.training.script import run_script
+from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, init_state
 from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
@@ -243,14 +244,7 @@ def final_report(run: RunDirectory, data: ImageData, model: Classifier) -> str:
 def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
-    rows = config.batch_size // config.microbatches
-    split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
-    try:
-        with stop_signals() as stop:
-            return run_training(config, stop)
-    except (RunError, ValueError, FileNotFoundError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return 2
+    return run_script(config, run_training)
 
 
 if __name__ == "__main__":

@@ -26,119 +26,82 @@ from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
-from genai_jax.parallel.cpu_devices import (
-    cores_that_divide,
-    describe_devices,
-    fastest_microbatches,
-    split_cpu,
-)
+from genai_jax.parallel.cpu_devices import describe_devices, fastest_microbatches
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig, power_averages
 from genai_jax.training.fit import Say, fit
-from genai_jax.training.loop import parse_profile_steps
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
-from genai_jax.training.run_directory import RunDirectory, RunError, open_run
+from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
+from genai_jax.training.run_directory import RunDirectory, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
-from genai_jax.training.signals import StopRequest, stop_signals
+from genai_jax.training.script import run_script
+from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, init_state
 from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """A run of pre-training.
 
     Attributes:
-        workdir: Folder of the run; the same command again resumes what is in it.
-        overwrite: Begin anew: delete the run that is in `workdir`.
         init: Folder of another run whose newest parameters this one begins with; none draws them.
-        steps: Updates of the parameters in all.
-        batch_size: Rows of an update, over all devices and microbatches.
         length: T, tokens of a row.
         microbatches: Parts that a batch is computed in, one after the other, to save memory; 0 is
             one on accelerators, and on a CPU as many as make it fastest.
-        seed: Of the parameters, the order of the data, and dropout.
         model: The transformer.
         data: The text.
         optimizer: How a gradient becomes an update.
         schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
-        clip_norm: Longest global norm of a gradient; 0 never clips.
         z_loss: Weight of the squared log-partition in the loss.
-        ema_decay: Decay of a moving average of the parameters, which is then what is evaluated and
-            sampled; 0 keeps none.
         ema_traces: Lengths of averages (standard deviation over steps so far) from which one of any
             length is made after the training: lm_sample.py --ema-sigma-rel. 0.05 0.1 is usual.
         snapshot_every: Steps between two snapshots of these averages, float32, all kept.
-        fsdp: Devices that parameters and optimizer state are cut over; 1 replicates, -1 is all.
-        cpu_devices: On a CPU, number of devices to make of it; 0 is one a core, as far as they
-            divide the batch.
-        evaluate_every: Steps between two evaluations of the whole validation split; 0: at the end.
-        evaluation_rows: Rows of one call of the evaluation, over all devices.
         sample_tokens: Tokens of the text that is sampled at each evaluation; 0 samples none.
         prompt: What the sampled text begins with.
         temperature: Of the sampled text; 0 always takes the likeliest token.
         compare_xz: Whether to end with what `xz -9` makes of the held-out text: seconds for
             megabytes, hours for gigabytes.
-        save_every: Steps between two checkpoints; 0 saves at the end only.
-        keep: Newest checkpoints to keep.
-        log_every: Steps between two lines on the console.
-        profile_steps: A:B writes a profile of the steps A to B-1 to the run's folder `profile`.
-        tensorboard: Whether to write for TensorBoard (needs the extra `tensorboard`).
-        wandb: Project of Weights & Biases to write to (needs the extra `wandb`); none writes none.
     """
 
+    least_microbatches = 0
+
     workdir: str = "runs/lm_pretrain"
-    overwrite: bool = False
     init: str = ""
     steps: int = 2000
     batch_size: int = 32
     length: int = 256
     microbatches: int = 0
-    seed: int = 0
     model: TransformerConfig = field(default_factory=TransformerConfig)
     data: TextConfig = field(default_factory=TextConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    clip_norm: float = 1.0
     z_loss: float = 0.0
     ema_decay: float = 0.0
     ema_traces: tuple[float, ...] = ()
     snapshot_every: int = 100
-    fsdp: int = 1
-    cpu_devices: int = 0
     evaluate_every: int = 500
     evaluation_rows: int = 32
     sample_tokens: int = 256
     prompt: str = ""
     temperature: float = 0.8
     compare_xz: bool = True
-    save_every: int = 500
-    keep: int = 2
-    log_every: int = 50
-    profile_steps: str | None = None
-    tensorboard: bool = False
-    wandb: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("steps", "batch_size", "length", "evaluation_rows", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        super().__post_init__()
+        if self.length < 1:
+            raise ValueError(f"`length` must be at least 1; got {self.length}.")
         if self.length > self.model.max_length:
             raise ValueError(
                 f"`length` must not exceed `model.max_length`; got {self.length} and "
                 f"{self.model.max_length}. Give --model.max-length {self.length}."
             )
         power_averages(self.ema_traces)
-        parse_profile_steps(self.profile_steps)
 
 
-OBSERVATIONAL = (
-    *("workdir", "overwrite", "cpu_devices", "microbatches", "keep", "log_every"),
-    *("profile_steps", "tensorboard", "wandb", "data.cache_dir"),
-)
-"""Fields that change no number but by rounding: they may differ when a run is resumed."""
+_MAY_DIFFER = (*OBSERVATIONAL, "data.cache_dir")
 
 _LINES_SHOWN = 8  # of a sampled text, on the console
 
@@ -247,7 +210,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
 def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
     """Train; returns the exit code."""
     with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
+        config.workdir, config, overwrite=config.overwrite, observational=_MAY_DIFFER
     ) as run:
         data = load_text(config.data, length=config.length, seed=config.seed)
         print(data.summary, flush=True)
@@ -371,14 +334,7 @@ def final_report(
 def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
-    rows = config.batch_size // (config.microbatches or 1)
-    split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
-    try:
-        with stop_signals() as stop:
-            return run_pretraining(config, stop)
-    except (RunError, ValueError, FileNotFoundError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return 2
+    return run_script(config, run_pretraining)
 
 
 if __name__ == "__main__":

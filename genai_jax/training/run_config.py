@@ -1,6 +1,7 @@
 """The options that every run of training has, whatever it trains."""
 
 import dataclasses
+from typing import ClassVar
 
 from genai_jax.training.loop import parse_profile_steps
 
@@ -16,6 +17,7 @@ class RunConfig:
     """A run.
 
     Attributes:
+        least_microbatches: What `microbatches` may be at least: 0 where the script can choose.
         workdir: Folder of the run; the same command again resumes what is in it.
         overwrite: Begin anew: delete the run that is in `workdir`.
         steps: Updates of the parameters in all.
@@ -38,6 +40,8 @@ class RunConfig:
         wandb: Project of Weights & Biases to write to (needs the extra `wandb`); none writes none.
     """
 
+    least_microbatches: ClassVar[int] = 1
+
     workdir: str
     overwrite: bool = False
     steps: int = 1000
@@ -59,7 +63,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("steps", "batch_size", "microbatches", "evaluation_rows", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        counts = ("steps", "batch_size", "microbatches", "evaluation_rows", "keep")
+        for name in counts:
+            least = self.least_microbatches if name == "microbatches" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
         parse_profile_steps(self.profile_steps)

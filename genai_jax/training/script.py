@@ -1,0 +1,32 @@
+"""What every script that trains does around its run: devices, Ctrl-C, and errors in one line."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu
+from genai_jax.training.run_config import RunConfig
+from genai_jax.training.run_directory import RunError
+from genai_jax.training.signals import StopRequest, stop_signals
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int:
+    """Call `run` with devices made of the CPU, and with what Ctrl-C asks for.
+
+    Args:
+        config: What the command line said.
+        run: Takes it and the request to stop, which it looks at; returns the exit code.
+
+    Returns:
+        The exit code of the process: 2 where the run was refused, for a reason that was printed.
+    """
+    rows = config.batch_size // (config.microbatches or 1)
+    split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
+    try:
+        with stop_signals() as stop:
+            return run(config, stop)
+    except (RunError, ValueError, FileNotFoundError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 2
