@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -82,7 +82,7 @@ def make_torch_sampler(config: BenchmarkConfig, form: str) -> "tuple[Call, str]"
     layout = torch.channels_last if form.endswith("_last") else torch.contiguous_format
     model = model.to(memory_format=layout)
     forward = torch.compile(model) if form.startswith("compiled") else model
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, clip_sample=True)
+    scheduler: Any = diffusers.DDIMScheduler(num_train_timesteps=1000, clip_sample=True)
     scheduler.set_timesteps(_STEPS)
     size = (ROWS[config.setting], shape.channels, shape.image_size, shape.image_size)
 

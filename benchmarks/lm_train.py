@@ -1,27 +1,21 @@
-"""Times the language model's train step against PyTorch's, alternately, on this machine's CPU.
-
-Every contender is a process of its own that stays alive; they take turns (A B C, C B A, ...), so
-that whatever else the machine does falls on all of them. The loss is read back after every step.
-"""
+"""Times the language model's train step against PyTorch's, alternately, on this machine's CPU."""
 
 import dataclasses
-import multiprocessing
+import functools
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
 
+if TYPE_CHECKING:
+    from benchmarks.side_by_side import Call
+
 Setting = Literal["shakespeare", "shakespeare-gpu"]
 _VOCABULARY = 65  # characters of Tiny Shakespeare
 _STEPS_A_TURN = {"shakespeare": 20, "shakespeare-gpu": 1}
-_WARM_UP = 3
-_TORCH = "PyTorch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +48,7 @@ def make_batch(rows: int, length: int) -> dict[str, np.ndarray]:
     return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "loss_mask": mask}
 
 
-def make_jax_step(config: BenchmarkConfig) -> Callable[[], float]:
+def make_jax_step(config: BenchmarkConfig) -> "Call":
     """Make one step of `experiments/lm_pretrain.py`, from its preset."""
     from genai_jax.parallel.cpu_devices import split_cpu
 
@@ -90,7 +84,7 @@ def make_jax_step(config: BenchmarkConfig) -> Callable[[], float]:
     return step
 
 
-def make_torch_step(config: BenchmarkConfig, *, compiled: bool) -> Callable[[], float]:
+def make_torch_step(config: BenchmarkConfig, *, compiled: bool) -> "Call":
     """Make the same step from transformers' GPT-2: f32, fused AdamW, two groups, clipping."""
     import torch
     import transformers
@@ -152,89 +146,28 @@ def make_torch_step(config: BenchmarkConfig, *, compiled: bool) -> Callable[[], 
     return step
 
 
-CONTENDERS: dict[str, Callable[[BenchmarkConfig], Callable[[], float]]] = {
-    "genai_jax": make_jax_step,
-    f"{_TORCH} eager": lambda config: make_torch_step(config, compiled=False),
-    f"{_TORCH} compiled": lambda config: make_torch_step(config, compiled=True),
-}
-
-
-def serve(name: str, config: BenchmarkConfig, pipe: Connection) -> None:
-    """Live as one contender: answer every number of steps by the seconds that they took."""
-    import resource
-
-    step = CONTENDERS[name](config)
-    began = time.perf_counter()
-    losses = [step() for _ in range(_WARM_UP)]
-    pipe.send((losses[0], time.perf_counter() - began))
-    while steps := pipe.recv():
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        pipe.send(time.perf_counter() - began)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
 def main() -> int:
     """Time the contenders in turn and print the ratios."""
-    config = tyro.cli(BenchmarkConfig, description=__doc__)
-    names = [n for n in CONTENDERS if not (config.eager_only and n.endswith("compiled"))]
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        print("PyTorch and transformers are not installed (pip install -e '.[bench]'): ours alone")
-        names = names[:1]
-    else:
-        print(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in names:  # one after the other: a warm-up must not disturb another's
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, config, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        processes.append(process)
-        loss, seconds = pipes[name].recv()
-        print(f"{name}: first loss {loss:.4f}, first {_WARM_UP} steps {seconds:.1f} s", flush=True)
-
-    steps = _STEPS_A_TURN[config.setting]
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(config.turns):
-        for name in names if turn % 2 == 0 else names[::-1]:
-            pipes[name].send(steps)
-            times[name].append(pipes[name].recv() / steps)
-    print_table(config, times, pipes)
-    for process in processes:
-        process.join()
-    return 0
-
-
-def print_table(
-    config: BenchmarkConfig, times: dict[str, list[float]], pipes: dict[str, Connection]
-) -> None:
-    """Print tokens/s, memory and our ratio to the faster of PyTorch's two."""
+    from benchmarks.side_by_side import print_table, time_in_turn, torch_versions
     from experiments.lm_pretrain import PRESETS
 
+    config = tyro.cli(BenchmarkConfig, description=__doc__)
+    makers: "dict[str, Callable[[], Call | tuple[Call, str]]]" = {
+        "genai_jax": functools.partial(make_jax_step, config)
+    }
+    versions = torch_versions("transformers")
+    if versions is None:
+        print("PyTorch and transformers are not installed (pip install -e '.[bench]'): ours alone")
+    else:
+        print(versions)
+        for form in ("eager",) if config.eager_only else ("eager", "compiled"):
+            make = functools.partial(make_torch_step, config, compiled=form == "compiled")
+            makers[f"PyTorch {form}"] = make
+    timings = time_in_turn(makers, turns=config.turns, calls=_STEPS_A_TURN[config.setting])
     preset = PRESETS[config.setting][1]
-    tokens = preset.batch_size * preset.length
     print(f"\n{config.setting}: {preset.batch_size} rows of {preset.length} tokens a step")
-    print(f"{'':18} {'median ms':>10} {'min ms':>10} {'tokens/s':>10} {'peak MiB':>10}")
-    for name, seconds in times.items():
-        pipes[name].send(0)
-        median, best = statistics.median(seconds), min(seconds)
-        print(
-            f"{name:18} {median * 1e3:10.1f} {best * 1e3:10.1f} {tokens / median:10,.0f} "
-            f"{pipes[name].recv() / 2**20:10,.0f}"
-        )
-    ours = times.pop("genai_jax")
-    if times:
-        median = min(map(statistics.median, times.values())) / statistics.median(ours)
-        best = min(map(min, times.values())) / min(ours)
-        print(
-            f"our tokens/s are {median:.2f} (medians), {best:.2f} (minima) times those of the "
-            "faster PyTorch"
-        )
+    print_table(timings, "genai_jax", "tokens", preset.batch_size * preset.length)
+    return 0
 
 
 if __name__ == "__main__":

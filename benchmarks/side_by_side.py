@@ -6,16 +6,20 @@ A B C, C B A, ...: whatever else the machine does falls on all of them.
 import dataclasses
 import functools
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from genai_jax.parallel.huge_pages import environment_for_huge_pages
+
 Call = Callable[[], float]
 """What is timed: one step, or one batch of samples; its number is read back every time."""
 
 _WARM_UP = 3
+_REST = 0.3  # seconds before a turn: the threads of the one before may wait for work by spinning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ def time_in_turn(
         turns: How often each is timed.
         calls: Calls of a turn.
     """
+    os.environ.update(environment_for_huge_pages())  # for all contenders
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes, about = [], {}
@@ -72,6 +77,7 @@ def time_in_turn(
     seconds_of: dict[str, list[float]] = {name: [] for name in makers}
     for turn in range(turns):
         for name in makers if turn % 2 == 0 else reversed(list(makers)):
+            time.sleep(_REST)
             pipes[name].send(calls)
             seconds_of[name].append(pipes[name].recv() / calls)
     timings = {}
@@ -93,6 +99,7 @@ def _serve(make: Callable[[], Any], pipe: Connection) -> None:
     values = [call() for _ in range(_WARM_UP)]
     pipe.send((values[0], time.perf_counter() - began, about))
     while calls := pipe.recv():
+        call()  # not timed: what others' turns have driven out of the caches comes back
         began = time.perf_counter()
         for _ in range(calls):
             call()

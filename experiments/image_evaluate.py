@@ -43,6 +43,7 @@ from genai_jax.evaluation.solver_report import (
 from genai_jax.evaluation.yardstick import CLOSE_PERCENTILE, LabelledImages, make_yardstick
 from genai_jax.models.classifier import Classifier
 from genai_jax.parallel.cpu_devices import split_cpu
+from genai_jax.parallel.huge_pages import restart_with_huge_pages
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import replicated
 from genai_jax.training.json_lines import write_atomically
@@ -372,6 +373,8 @@ def main() -> int:
     """Read the command line and measure."""
     presets = {"evaluate": ("all tables", EvaluateConfig())}
     config = parse_command_line(presets, description=__doc__ or "")
+    if __name__ == "__main__":  # and not imported by a test
+        restart_with_huge_pages()
     split_cpu(config.cpu_devices or None)
     try:
         with stop_signals() as stop:

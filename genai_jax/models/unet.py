@@ -68,9 +68,15 @@ class Block(nnx.Module):
         text: Text | None,
         keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b h w o"]:
-        """Compute both."""
-        x = self.residual(x, level, keys)
-        return x if self.attention is None else self.attention(x, text)
+        """Compute both.
+
+        Barriers keep XLA from fusing what leads to a half into all that reads it, and so, backwards
+        too, from computing it several times (benchmarks/README.md).
+        """
+        x = self.residual(jax.lax.optimization_barrier(x), level, keys)
+        if self.attention is None:
+            return x
+        return self.attention(jax.lax.optimization_barrier(x), text)
 
 
 class Stage(nnx.Module):

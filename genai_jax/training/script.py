@@ -1,10 +1,11 @@
-"""What every script that trains does around its run: devices, Ctrl-C, and errors in one line."""
+"""What every script that trains does around its run: memory, devices, Ctrl-C, errors in a line."""
 
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu
+from genai_jax.parallel.huge_pages import restart_with_huge_pages
 from genai_jax.training.run_config import RunConfig
 from genai_jax.training.run_directory import RunError
 from genai_jax.training.signals import StopRequest, stop_signals
@@ -15,6 +16,9 @@ Config = TypeVar("Config", bound=RunConfig)
 def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int:
     """Call `run` with devices made of the CPU, and with what Ctrl-C asks for.
 
+    Where `run` is of the script that was started, and not of a module that was imported, it may be
+    started again: `restart_with_huge_pages`.
+
     Args:
         config: What the command line said.
         run: Takes it and the request to stop, which it looks at; returns the exit code.
@@ -22,6 +26,8 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     Returns:
         The exit code of the process: 2 where the run was refused, for a reason that was printed.
     """
+    if run.__module__ == "__main__":
+        restart_with_huge_pages()
     rows = config.batch_size // (config.microbatches or 1)
     split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
     try:
