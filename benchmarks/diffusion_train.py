@@ -114,9 +114,11 @@ def make_jax_step(config: BenchmarkConfig) -> "tuple[Call, str]":
         "image": jax.device_put(make_images(BATCH[config.setting], shape), batch_sharding(mesh))
     }
 
+    leaves = jax.tree.leaves(state)  # as the loop keeps them
+
     def call() -> float:
-        nonlocal state
-        state, metrics = step(state, batch)
+        nonlocal leaves
+        leaves, metrics = step.on_leaves(leaves, batch)
         total, weight = metrics["loss"]
         return float(total) / float(weight)
 

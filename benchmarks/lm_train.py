@@ -75,9 +75,11 @@ def make_jax_step(config: BenchmarkConfig) -> "Call":
     batch = make_batch(preset.batch_size, preset.length)
     batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in batch.items()}
 
+    leaves = jax.tree.leaves(state)  # as the loop keeps them
+
     def step() -> float:
-        nonlocal state
-        state, metrics = train_step(state, batch)
+        nonlocal leaves
+        leaves, metrics = train_step.on_leaves(leaves, batch)
         total, weight = metrics["loss"]
         return float(total) / float(weight)
 

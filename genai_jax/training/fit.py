@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+
 from genai_jax.data.loader import Loader
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.initialise import begin_from
@@ -85,7 +87,7 @@ def fit(
         options: How many steps, and how often what happens.
         run: Takes everything that is written.
         state: The first state; donated.
-        train_step: `(state, batch) -> (state, metrics)`.
+        train_step: The jitted step.
         loader: Gives the batch of a step; closed at the end.
         stop: Polled before every step.
         evaluate: `averaged model -> values`, written as `val/<name>`.
@@ -117,10 +119,11 @@ def fit(
     with checkpoints, loader:
         start, state = _resume_or_begin(run, checkpoints, state, init, reporter.say)
         with _open_snapshots(run, state) as snapshots:
-            return train(
-                state,
+            leaves, exit_code = train(
+                jax.tree.leaves(state),
                 start,
-                train_step=train_step,
+                train_step=train_step.on_leaves,
+                whole=train_step.whole,
                 next_batch=lambda state, step: loader.batch(step),
                 run=run,
                 checkpoints=checkpoints,
@@ -137,6 +140,7 @@ def fit(
                     loss_unit=loss_unit,
                 ),
             )
+            return train_step.whole(leaves), exit_code
 
 
 def _resume_or_begin(

@@ -96,6 +96,7 @@ class _Ledger:
     checkpoints: Checkpoints
     reporter: Reporter
     interludes: Interludes
+    whole: Callable[[Any], Any]
     in_flight: tuple[int, Metrics] | None = None
 
     @property
@@ -151,8 +152,9 @@ class _Ledger:
         evaluate, sample = self.interludes.evaluate, self.interludes.sample
         try:
             with self.reporter.pause("evaluate", step):
-                values = evaluate(state) if evaluate else {}
-                samples = sample(state) if sample else {}
+                whole = self.whole(state)
+                values = evaluate(whole) if evaluate else {}
+                samples = sample(whole) if sample else {}
         except Stopped:
             return False
         # The line comes last: where it stands, the samples are there too.
@@ -171,7 +173,7 @@ class _Ledger:
             if self.interludes.snapshots is not None:
                 self.interludes.snapshots.wait()  # whoever resumes here will not make them again
             if self.run.metrics.flush(to_disk=True):
-                self.checkpoints.save(step, state)
+                self.checkpoints.save(step, self.whole(state))
             else:
                 self.checkpoints.failures.append(f"step {step}: metrics.jsonl cannot be written")
 
@@ -186,7 +188,7 @@ class _Ledger:
         if step not in snapshots.steps():
             self.record()
             with self.reporter.pause("snapshot", step):
-                snapshots.save(step, state.traces)
+                snapshots.save(step, self.whole(state).traces)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step == self.reporter.steps or (every > 0 and step % every == 0)
@@ -203,6 +205,7 @@ def train(
     reporter: Reporter,
     stop: StopRequest,
     interludes: Interludes = Interludes(),
+    whole: Callable[[Any], Any] = lambda state: state,
 ) -> tuple[PyTree, int]:
     """Run the steps after `start` up to `reporter.steps`.
 
@@ -216,13 +219,14 @@ def train(
         reporter: Takes whatever is for human eyes; knows how many steps there are.
         stop: Polled before every step.
         interludes: Evaluations, samples, checkpoints and profiles, and how often.
+        whole: What they are given is `whole(state)`: for states that are kept as their leaves.
 
     Returns:
-        The last state and the exit code: 0; 1 after a loss that is not finite or a save that
-        failed; 130 or 143 after a signal.
+        The last state, as the steps have it, and the exit code: 0; 1 after a loss that is not
+        finite or a save that failed; 130 or 143 after a signal.
     """
     steps = reporter.steps
-    ledger = _Ledger(run, checkpoints, reporter, interludes)
+    ledger = _Ledger(run, checkpoints, reporter, interludes, whole)
     owed = ledger.resume(start)
     with reporter, _Profiler(run, interludes.profile_steps) as profiler:
         if start:

@@ -85,7 +85,7 @@ def run(mesh, *, microbatches=1, config=CONFIG, optimizer="adamw", fsdp_rules=SH
         state, values = step(state, batch)
         metrics.append({name: float(a) / float(b) for name, (a, b) in values.items()})
     stored = {name: np.asarray(x) for name, x in to_storage(state).items()}
-    return stored, metrics, step._cache_size()
+    return stored, metrics, step.on_leaves._cache_size()
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_traces_follow_their_definition_and_an_average_may_be_a_power_function()
         expected = weights @ np.stack(path)
         np.testing.assert_allclose(state.traces[name]["w"], expected, rtol=1e-5)
     np.testing.assert_array_equal(state.ema["w"], state.traces["0.1"]["w"])
-    assert step._cache_size() == 1
+    assert step.on_leaves._cache_size() == 1
 
 
 def test_without_traces_a_state_is_stored_as_it_always_was():
