@@ -70,8 +70,8 @@ class Block(nnx.Module):
     ) -> Float[Array, "b h w o"]:
         """Compute both.
 
-        Barriers keep XLA from fusing what leads to a half into all that reads it, and so, backwards
-        too, from computing it several times (benchmarks/README.md).
+        Barriers keep XLA's CPU compiler from fusing what leads to a half into all that reads it,
+        and so, backwards too, from computing it several times (benchmarks/README.md).
         """
         x = self.residual(jax.lax.optimization_barrier(x), level, keys)
         if self.attention is None:

@@ -29,7 +29,10 @@ def tunables_with_huge_pages(tunables: str, modes: str, libc: str) -> str | None
 
 def environment_for_huge_pages() -> dict[str, str]:
     """Say what a new process needs in its environment to have huge pages; mostly nothing."""
-    modes = _MODES.read_text() if _MODES.exists() else ""
+    try:
+        modes = _MODES.read_text()
+    except OSError:  # another system, or a container that hides it
+        modes = ""
     current = os.environ.get("GLIBC_TUNABLES", "")
     tunables = tunables_with_huge_pages(current, modes, platform.libc_ver()[0])
     return {} if tunables is None else {"GLIBC_TUNABLES": tunables}

@@ -5,15 +5,14 @@ What experiments have in common once they have made a state, a step and data.
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
-
-import jax
+from typing import Any
 
 from genai_jax.data.loader import Loader
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.initialise import begin_from
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter, make_writers
+from genai_jax.training.run_config import RunConfig
 from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, abstract_like
@@ -23,49 +22,8 @@ Say = Callable[[str], None]
 """Prints lines above the progress bar."""
 
 
-@runtime_checkable
-class RunOptions(Protocol):
-    """The options of an experiment that this reads."""
-
-    @property
-    def steps(self) -> int:
-        """Updates of the parameters in all."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of an update."""
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between two evaluations; 0: at the end."""
-
-    @property
-    def save_every(self) -> int:
-        """Steps between two checkpoints; 0: at the end only."""
-
-    @property
-    def keep(self) -> int:
-        """Newest checkpoints to keep."""
-
-    @property
-    def log_every(self) -> int:
-        """Steps between two lines on the console."""
-
-    @property
-    def profile_steps(self) -> str | None:
-        """A:B profiles the steps A to B-1."""
-
-    @property
-    def tensorboard(self) -> bool:
-        """Whether to write for TensorBoard."""
-
-    @property
-    def wandb(self) -> str | None:
-        """Project of Weights & Biases; None writes none."""
-
-
 def fit(
-    options: RunOptions,
+    options: RunConfig,
     run: RunDirectory,
     state: TrainState,
     train_step: TrainStep,
@@ -120,7 +78,7 @@ def fit(
         start, state = _resume_or_begin(run, checkpoints, state, init, reporter.say)
         with _open_snapshots(run, state) as snapshots:
             leaves, exit_code = train(
-                jax.tree.leaves(state),
+                train_step.leaves(state),
                 start,
                 train_step=train_step.on_leaves,
                 whole=train_step.whole,

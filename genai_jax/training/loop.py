@@ -210,7 +210,7 @@ def train(
     """Run the steps after `start` up to `reporter.steps`.
 
     Args:
-        state: The state after `start` steps, as `checkpoints.restore` gave it; it is donated.
+        state: The state after `start` steps, as `train_step` takes it; it is donated.
         start: Completed steps.
         train_step: `(state, batch) -> (state, metrics)`, jitted; metrics are (sum, weight).
         next_batch: `(state, step) -> batch`, with the number of completed steps; a pure function.
@@ -219,7 +219,7 @@ def train(
         reporter: Takes whatever is for human eyes; knows how many steps there are.
         stop: Polled before every step.
         interludes: Evaluations, samples, checkpoints and profiles, and how often.
-        whole: What they are given is `whole(state)`: for states that are kept as their leaves.
+        whole: From a state to what interludes and checkpoints are given, where steps take leaves.
 
     Returns:
         The last state, as the steps have it, and the exit code: 0; 1 after a loss that is not

@@ -63,9 +63,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        counts = ("steps", "batch_size", "microbatches", "evaluation_rows", "keep")
-        for name in counts:
-            least = self.least_microbatches if name == "microbatches" else 1
+        least_of = dict.fromkeys(("steps", "batch_size", "evaluation_rows", "keep"), 1)
+        for name, least in (least_of | {"microbatches": self.least_microbatches}).items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
         parse_profile_steps(self.profile_steps)

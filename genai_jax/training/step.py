@@ -7,8 +7,8 @@ made.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 from zlib import crc32
 
 import jax
@@ -38,16 +38,30 @@ class TrainStep:
 
     Attributes:
         on_leaves: `(leaves of a state, batch) -> (leaves, metrics)`; donates the leaves.
-        whole: From the leaves to the state.
+        structure: JAX's tree structure of the state.
     """
 
     on_leaves: Callable[[Leaves, Batch], tuple[Leaves, Metrics]]
-    whole: Callable[[Leaves], TrainState]
+    structure: Any
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take a step from a whole state to a whole one."""
-        leaves, metrics = self.on_leaves(jax.tree.leaves(state), batch)
+        leaves, metrics = self.on_leaves(self.leaves(state), batch)
         return self.whole(leaves), metrics
+
+    def leaves(self, state: TrainState) -> Leaves:
+        """Take a state apart.
+
+        Raises:
+            ValueError: If it is not built like the one that the step was made for.
+        """
+        leaves: Leaves = self.structure.flatten_up_to(state)
+        return leaves
+
+    def whole(self, leaves: Leaves) -> TrainState:
+        """Put a state together."""
+        state: TrainState = self.structure.unflatten(leaves)
+        return state
 
 
 def row_keys(
@@ -262,17 +276,14 @@ def make_train_step(
         )
         return after, metrics
 
-    described, structure = jax.tree.flatten(like)
+    structure: Any = jax.tree.structure(like)
 
     def on_leaves(leaves: Leaves, batch: Batch) -> tuple[Leaves, Metrics]:
-        after, metrics = train_step(jax.tree.unflatten(structure, leaves), batch)
-        return jax.tree.leaves(after), metrics
+        after, metrics = train_step(structure.unflatten(leaves), batch)
+        return structure.flatten_up_to(after), metrics
 
-    shardings = [leaf.sharding for leaf in described], replicated(mesh)
-    return TrainStep(
-        jax.jit(on_leaves, donate_argnums=0, out_shardings=shardings),
-        functools.partial(jax.tree.unflatten, structure),
-    )
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(like)], replicated(mesh)
+    return TrainStep(jax.jit(on_leaves, donate_argnums=0, out_shardings=shardings), structure)
 
 
 def check_rows(rows: int, mesh: Mesh, microbatches: int) -> None:

@@ -212,6 +212,10 @@ def test_traces_follow_their_definition_and_an_average_may_be_a_power_function()
         np.testing.assert_allclose(state.traces[name]["w"], expected, rtol=1e-5)
     np.testing.assert_array_equal(state.ema["w"], state.traces["0.1"]["w"])
     assert step.on_leaves._cache_size() == 1
+    # As many leaves, and others: not taken for those that the step was made for.
+    renamed = dataclasses.replace(state, model={"v": state.model["w"]})
+    with pytest.raises(ValueError, match="key"):
+        step(renamed, batch)
 
 
 def test_without_traces_a_state_is_stored_as_it_always_was():
