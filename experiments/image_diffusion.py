@@ -118,7 +118,7 @@ _DIGITS = ImageDiffusionConfig(
     ema_decay=0.99,
     evaluate_every=250,
     evaluation_rows=60,
-    sampler=SamplerConfig(solver="ddim", num_steps=50, guidance_scale=1.5),
+    sampler=SamplerConfig(solver="ddim", num_steps=50, guidance_scale=1.25),
     judge="digits",
     save_every=250,
 )
@@ -175,7 +175,7 @@ _CIFAR10_EDM = replace(
 
 _SHAPES = ImageDiffusionConfig(
     workdir="runs/shapes",
-    steps=12_000,
+    steps=6000,
     batch_size=64,
     network=dit.SHAPES,
     diffusion=Diffusion(Process("flow"), "flow"),
@@ -183,13 +183,13 @@ _SHAPES = ImageDiffusionConfig(
     condition="tokens",
     data=ImageConfig(source="shapes"),
     optimizer=OptimizerConfig("muon", beta2=0.99, muon_momentum=0.9, weight_decay=0.01),
-    schedule=ScheduleConfig(4e-3, "linear", warmup_steps=200, final_fraction=0.0),
+    schedule=ScheduleConfig(1e-2, "linear", warmup_steps=200, final_fraction=0.0),
     ema_decay=0.998,
-    evaluate_every=2000,
+    evaluate_every=1000,
     evaluation_rows=64,
     sampler=SamplerConfig(solver="heun", num_steps=25, guidance_scale=2.0),
     sample_images=32,
-    save_every=1000,
+    save_every=500,
     log_every=100,
 )
 
@@ -222,7 +222,7 @@ PRESETS: dict[str, tuple[str, ImageDiffusionConfig]] = {
             workdir="runs/digits-flow",
             diffusion=Diffusion(Process("flow"), "flow"),
             levels=LevelConfig(times="logit_normal", mean=0.0, std=1.0),
-            sampler=SamplerConfig(solver="heun", num_steps=25, guidance_scale=1.5),
+            sampler=SamplerConfig(solver="heun", num_steps=25, guidance_scale=1.25),
         ),
     ),
     "shapes": ("coloured shapes by caption, hours on a laptop", _SHAPES),

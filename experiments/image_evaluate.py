@@ -298,6 +298,8 @@ def describe_setting(of: Evaluation) -> str:
             "scale of guidance",
             f"judge:     {config.classifier}, right on {right:.2%} of the {yardstick.count:,} "
             "images of the split",
+            "kernel:    unbiased for independent images; these are of the same classes as the "
+            "reference, each as often, which alone puts it below zero: compare the columns",
         ]
     )
 

@@ -40,6 +40,11 @@ def squared_discrepancy(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
     $$\frac{\sum_{i \ne j} k(x_i, x_j)}{n (n - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{m (m - 1)}
     - \frac{2 \sum_{i, j} k(x_i, y_j)}{n m}$$
 
+    Without bias where all rows are independent. Where both sets hold equally many of each class,
+    pairs of one class are rarer within a set of n (a row makes no pair with itself) than across:
+    two sets from one distribution give $2 (a - s) / (n - 1)$ on average, below zero, where s is the
+    mean of k over pairs of one class and a over all, each class as frequent.
+
     The standard error is the jackknife's, over the rows of both sets: the spread of the estimate
     from one pair of sets to another.
 

@@ -71,6 +71,21 @@ def test_no_difference_gives_zero_on_average_and_values_of_both_signs():
     assert min(values) < 0 < max(values)
 
 
+def test_sets_with_the_same_classes_as_often_are_below_zero():
+    mean, n = 0.8, 10
+    classes = np.repeat([[mean], [-mean]], n // 2, axis=0)
+    values = [
+        squared_discrepancy(
+            classes + normal(n, seed=2 * i), classes + normal(n, seed=2 * i + 1)
+        ).value
+        for i in range(2000)
+    ]
+    # Of two classes, a - s is minus the odd moments' part of k: 3 (E x)^2 + (E x^3)^2.
+    expected = 2 * -(3 * mean**2 + (mean**3 + 3 * mean) ** 2) / (n - 1)
+    error = np.std(values) / math.sqrt(len(values))
+    assert abs(np.mean(values) - expected) < 4 * error < abs(expected) / 2
+
+
 def test_order_of_rows_and_of_sets_does_not_show():
     x, y = normal(8, 3), normal(6, 3, 1.0, seed=1)
     one, other = squared_discrepancy(x, y), squared_discrepancy(y[::-1], x[::-1])
