@@ -5,6 +5,7 @@ gets the nearest one.
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -41,7 +42,11 @@ def parse_command_line(
     _, default = presets[name]
     if len(presets) > 1:
         description += f"\n\n{_list_presets(presets, name)}"
-    return tyro.cli(type(default), default=default, args=words, description=description)
+    try:
+        return tyro.cli(type(default), default=default, args=words, description=description)
+    except BrokenPipeError:  # `--help | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 def _list_presets(presets: Mapping[str, tuple[str, Config]], chosen: str) -> str:

@@ -16,6 +16,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
+    # Most of a test's time is LLVM's: without its optimizations, half.
+    " --xla_backend_optimization_level=0"
 ).strip()
 os.environ["MPLBACKEND"] = "agg"
 # At import rather than in a fixture: modules under test may look for it while they are collected.
