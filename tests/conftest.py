@@ -23,6 +23,7 @@ os.environ["MPLBACKEND"] = "agg"
 # At import rather than in a fixture: modules under test may look for it while they are collected.
 os.environ["XDG_CACHE_HOME"] = _scratch.name
 
+import pytest  # noqa: E402
 from beartype import BeartypeConf, beartype  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -36,3 +37,19 @@ sys.modules["tests_typechecker"] = SimpleNamespace(  # type: ignore[assignment]
     check=beartype(conf=BeartypeConf(is_pep484_tower=True))
 )
 install_import_hook("genai_jax", "tests_typechecker.check")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a script; returns the exit code and what it printed to stdout and stderr."""
+
+    def call(module, *flags):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *flags])
+        capsys.readouterr()
+        try:
+            code = module.main()
+        except SystemExit as error:  # told by the command line itself
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call

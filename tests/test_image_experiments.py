@@ -47,22 +47,6 @@ MEASURES = (
 )
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a script; returns the exit code and what it printed to stdout and stderr."""
-
-    def call(module, *flags):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *flags])
-        capsys.readouterr()
-        try:
-            code = module.main()
-        except SystemExit as error:  # told by the command line itself
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     """A classifier that has barely begun to learn."""

@@ -17,44 +17,60 @@ from genai_jax.evaluation.features import check_features, check_same_width
 
 
 class Moments(NamedTuple):
-    r"""Number, mean and scatter of features, in float64; they add up exactly over parts.
+    r"""Number, mean and covariance of features, in float64; they add up exactly over parts.
+
+    The covariance is kept as a factor, which never has more rows than there are features or
+    dimensions: of a few images with many pixels it is small.
 
     Attributes:
         rows: n.
         mean: $\mu$.
-        scatter: $\sum_i (x_i - \mu)(x_i - \mu)^\top$.
+        factor: A with $A^\top A = \sum_i (x_i - \mu)(x_i - \mu)^\top$.
     """
 
     rows: int
     mean: Float64[np.ndarray, " d"]
-    scatter: Float64[np.ndarray, "d d"]
+    factor: Float64[np.ndarray, "r d"]
 
     @property
-    def covariance(self) -> Float64[np.ndarray, "d d"]:
-        """The unbiased estimate, scatter / (n - 1)."""
-        return self.scatter / (self.rows - 1)
+    def root(self) -> Float64[np.ndarray, "r d"]:
+        r"""R with $R^\top R = \Sigma$, the unbiased estimate of the covariance.
+
+        Raises:
+            ValueError: If there are fewer than two rows.
+        """
+        if self.rows < 2:
+            raise ValueError(f"A covariance takes at least 2 images; got {self.rows}. Give more.")
+        return self.factor / np.sqrt(self.rows - 1)
 
 
 def moments_of(features: Float[np.ndarray, "n d"]) -> Moments:
     """Compute the moments of one set, at least one row."""
     x = check_features(features, "compared", least=1)
     mean = x.mean(0)
-    return Moments(len(x), mean, (x - mean).T @ (x - mean))
+    return Moments(len(x), mean, _shorten(x - mean))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     r"""Compute the moments of two sets together.
 
     With $\delta = \mu_b - \mu_a$ and $n = n_a + n_b$: $\mu = \mu_a + \delta n_b / n$, and the
-    scatter is $S_a + S_b + \delta\delta^\top n_a n_b / n$.
+    factor is $A_a$ upon $A_b$ upon $\delta\sqrt{n_a n_b / n}$.
 
     Reference: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing
         sample variances", 1979, eqs. 2.1, in several dimensions.
     """
     rows = a.rows + b.rows
     delta = b.mean - a.mean
-    between = np.outer(delta, delta) * (a.rows * b.rows / rows)
-    return Moments(rows, a.mean + delta * (b.rows / rows), a.scatter + b.scatter + between)
+    between = delta[None] * np.sqrt(a.rows * b.rows / rows)
+    factor = np.concatenate([a.factor, b.factor, between])
+    return Moments(rows, a.mean + delta * (b.rows / rows), _shorten(factor))
+
+
+def _shorten(factor: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "r d"]:
+    """Find a factor of the same product with at most as many rows as columns."""
+    rows, width = factor.shape
+    return np.asarray(np.linalg.qr(factor, mode="r")) if rows > width else factor
 
 
 def stream_moments(parts: Iterable[Float[np.ndarray, "n d"]]) -> Moments:
@@ -75,9 +91,9 @@ def stream_moments(parts: Iterable[Float[np.ndarray, "n d"]]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     r"""Compute $|\mu_a - \mu_b|^2 + \mathrm{tr}(\Sigma_a + \Sigma_b - 2(\Sigma_a\Sigma_b)^{1/2})$.
 
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric matrix
-    $\Sigma_a^{1/2} \Sigma_b \Sigma_a^{1/2}$, which has those of $\Sigma_a \Sigma_b$: real and not
-    negative but for rounding, however few samples there are.
+    With $\Sigma_a = R_a^\top R_a$ and $\Sigma_b = R_b^\top R_b$ the trace of the root is the sum of
+    the singular values of $R_a R_b^\top$, since the eigenvalues of $\Sigma_a \Sigma_b$ are their
+    squares (and zeros): no root of a rounding error is taken, however few samples there are.
 
     Args:
         a: Moments of at least two rows.
@@ -92,15 +108,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Reference: Dowson and Landau, J. Multivariate Analysis 12 (1982), eq. 4; of images: Heusel et
         al., arXiv:1706.08500, eq. 6.
     """
-    for one in (a, b):
-        if one.rows < 2:
-            raise ValueError(f"A covariance takes at least 2 images; got {one.rows}. Give more.")
     check_same_width(a.mean[None], b.mean[None])
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = root @ b.covariance @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    trace_of_root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    root_a, root_b = a.root, b.root
+    trace_of_root = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    traces = np.sum(root_a**2) + np.sum(root_b**2)
     distance = np.sum((a.mean - b.mean) ** 2) + traces - 2 * trace_of_root
     return float(max(distance, 0.0))

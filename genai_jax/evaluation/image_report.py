@@ -121,14 +121,14 @@ def draw_gaussians(train: LabelledImages, labels: np.ndarray | None, count: int)
     fits = {}
     for group in np.unique(asked):
         moments = moments_of(flat[groups == group])
-        values, vectors = np.linalg.eigh(moments.covariance)
-        fits[group] = moments.mean, vectors * np.sqrt(np.maximum(values, 0))
+        fits[group] = moments.mean, moments.root
 
     def draw(seed: int) -> LabelledImages:
-        normal = np.random.default_rng(seed).standard_normal((count, flat.shape[1]))
-        drawn = np.empty_like(normal)
+        random = np.random.default_rng(seed)
+        drawn = np.empty((count, flat.shape[1]))
         for group, (mean, root) in fits.items():
-            drawn[asked == group] = mean + normal[asked == group] @ root.T
+            normal = random.standard_normal((np.sum(asked == group), len(root)))
+            drawn[asked == group] = mean + normal @ root
         images = drawn.reshape(count, *train.images.shape[1:]).astype(np.float32)
         return LabelledImages(images, None if labels is None else asked)
 
