@@ -14,13 +14,13 @@ import jax
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.image_labels import ATTRIBUTES
-from genai_jax.data.images import ImageData, load_images
+from genai_jax.data.images import load_images
 from genai_jax.diffusion.likelihood import Estimate
 from genai_jax.diffusion.sampling import SOLVERS, SamplerConfig, Solver
 from genai_jax.evaluation.classes import agreement, describe_attributes
 from genai_jax.evaluation.density_baselines import Baseline, Splits, measure_baselines
 from genai_jax.evaluation.drawing import Drawer, Told
-from genai_jax.evaluation.image_likelihood import split_bits
+from genai_jax.evaluation.image_likelihood import split_bits, split_ode_bits
 from genai_jax.evaluation.image_report import (
     Column,
     Draw,
@@ -32,7 +32,12 @@ from genai_jax.evaluation.image_report import (
     make_bars,
     measure_draws,
 )
-from genai_jax.evaluation.image_runs import DiffusionRun, load_classifier, load_diffusion_run
+from genai_jax.evaluation.image_runs import (
+    DiffusionRun,
+    load_classifier,
+    load_diffusion_run,
+    require_same_images,
+)
 from genai_jax.evaluation.memorisation import nearest_pairs_png
 from genai_jax.evaluation.solver_report import (
     SolverTable,
@@ -47,7 +52,7 @@ from genai_jax.parallel.huge_pages import restart_with_huge_pages
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import replicated
 from genai_jax.training.json_lines import write_atomically
-from genai_jax.training.run_directory import RunError, read_run
+from genai_jax.training.run_directory import RunError
 from genai_jax.training.signals import Stopped, stop_signals
 
 
@@ -73,6 +78,7 @@ class EvaluateConfig:
             1,000.
         compared_draws: Draws of each of its entries.
         bits: Whether to bound the bits per dimension of the held-out images.
+        ode_images: Held-out images whose bits the ODE gives too, in minutes; 0 is none.
         densities: Whether to fit simple densities, for the bits that they make of them.
         batch_size: Images that are drawn at once, over all devices.
         cpu_devices: On a CPU, number of devices to make of it; 0 is one a core.
@@ -92,6 +98,7 @@ class EvaluateConfig:
     compared_steps: tuple[int, ...] = (5, 10, 20, 50, 100, 0)
     compared_draws: int = 2
     bits: bool = True
+    ode_images: int = 0
     densities: bool = True
     batch_size: int = 180
     cpu_devices: int = 0
@@ -101,6 +108,8 @@ class EvaluateConfig:
         for name, least in (("held_out", 4), ("train", 4), ("draws", 1), ("compared_draws", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
+        if self.ode_images < 0 or self.ode_images == 1:
+            raise ValueError(f"`ode_images` must be 0 or at least 2; got {self.ode_images}.")
         if self.num_steps < 0 or any(steps < 0 for steps in self.compared_steps):
             raise ValueError(
                 "Numbers of steps must not be negative; got `num_steps` "
@@ -124,7 +133,7 @@ class Evaluation:
         self.config, self.check = config, check
         self.run = load_diffusion_run(config.run)
         self.data = load_images(self.run.data, seed=self.run.seed)
-        check_same_images(config.run, self.data)
+        require_same_images(config.run, self.data.content_digest)
         self.yardstick = make_yardstick(
             self.data,
             load_judge(config.classifier, self.run),
@@ -181,21 +190,6 @@ def load_judge(folder: str, run: DiffusionRun) -> Classifier:
         ) from error
 
 
-def check_same_images(folder: str, data: ImageData) -> None:
-    """Refuse to measure a model by other images than it was trained on.
-
-    Raises:
-        RunError: If they differ.
-    """
-    trained = read_run(folder)[1].get("data")
-    if trained != data.content_digest:
-        raise RunError(
-            f"a model must be measured by the images that it was trained on; {folder} was begun "
-            f"with others (digest {str(trained)[:16]}, now {data.content_digest[:16]}). "
-            "Give back the images that it had."
-        )
-
-
 def with_solver(sampler: SamplerConfig, solver: Solver, num_steps: int) -> SamplerConfig:
     """Choose another solver, without what belongs to the one before."""
     if solver == sampler.solver:
@@ -203,6 +197,25 @@ def with_solver(sampler: SamplerConfig, solver: Solver, num_steps: int) -> Sampl
     return replace(
         sampler, solver=solver, num_steps=num_steps, eta=0.0, churn=0.0, variance="small"
     )
+
+
+def measure_bits(of: Evaluation) -> tuple[Estimate | None, str]:
+    """Bound the bits of held-out images, and say what the ODE gives."""
+    config, run, bits, ode = of.config, of.run, None, ""
+    what = run.diffusion, of.model, of.data, config.split, run.condition
+    how: dict[str, Any] = {"mesh": of.mesh, "seed": config.seed, "check": of.check}
+    if config.bits:
+        print("bounding the bits of held-out images ...", file=sys.stderr, flush=True)
+        bits = split_bits(*what, config=replace(run.bound, images=of.yardstick.count), **how)
+    if config.ode_images:
+        print("integrating the ODE ...", file=sys.stderr, flush=True)
+        found = split_ode_bits(*what, images=config.ode_images, **how)
+        ode = (
+            f"by the probability-flow ODE {found.mean:.3f} ± {found.standard_error:.3f} bits per "
+            f"dimension of {min(config.ode_images, of.yardstick.count)} images, dequantised "
+            "uniformly: not comparable with those of bins"
+        )
+    return bits, ode
 
 
 def measure_densities(of: Evaluation) -> tuple[Baseline, ...]:
@@ -332,20 +345,7 @@ def evaluate(config: EvaluateConfig, check: Callable[[], None]) -> str:
     for folder in (samples, plots):
         folder.mkdir(exist_ok=True)
     print(describe_setting(of), flush=True)
-    bits = None
-    if config.bits:
-        print("bounding the bits of held-out images ...", file=sys.stderr, flush=True)
-        bits = split_bits(
-            of.run.diffusion,
-            of.model,
-            of.data,
-            config.split,
-            of.run.condition,
-            config=replace(of.run.bound, images=of.yardstick.count),
-            mesh=of.mesh,
-            seed=config.seed,
-            check=check,
-        )
+    bits, ode = measure_bits(of)
     densities = measure_densities(of)
     columns = measure_columns(of, bits, densities)
     bars = make_bars(columns[0], min((d.bits.mean for d in densities), default=math.nan))
@@ -353,6 +353,7 @@ def evaluate(config: EvaluateConfig, check: Callable[[], None]) -> str:
         describe_setting(of),
         format_table(columns, bars),
         format_bits(bits, densities, config.split),
+        ode,
         describe_one_draw(of, samples),
     ]
     values = as_json(columns, bars)

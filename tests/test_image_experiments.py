@@ -135,7 +135,7 @@ def drawer(tmp_path_factory):
 
 
 def test_an_evaluation_measures_all_that_it_was_asked_for(run, drawer, judge):
-    flags = ("--run", str(drawer), "--classifier", str(judge), *MEASURES)
+    flags = ("--run", str(drawer), "--classifier", str(judge), *MEASURES, "--ode-images", "4")
     code, out, err = run(image_evaluate, *flags)
     assert code == 0, err
     text = (drawer / "samples" / "evaluation_test.txt").read_text()
@@ -146,6 +146,7 @@ def test_an_evaluation_measures_all_that_it_was_asked_for(run, drawer, judge):
     assert "one Gaussian: " in text
     assert "training copied: fails " in text
     assert "bits per dimension of 24 images of the test split" in text
+    assert "bits per dimension of 4 images, dequantised uniformly" in text
     assert "2 draws of 24 images against the test split" in text
     values = json.loads((drawer / "samples" / "evaluation_test.json").read_text())
     assert list(values["columns"]) == [
@@ -197,10 +198,11 @@ def test_an_evaluation_without_a_judge_says_how_to_train_one(run, drawer, judge,
     [
         (("--draws", "0"), "`draws` must be at least 1; got 0"),
         (("--held-out", "3"), "`held_out` must be at least 4"),
+        (("--ode-images", "1"), "`ode_images` must be 0 or at least 2; got 1"),
         (("--num-steps", "-1"), "must not be negative"),
         (("--num-steps", "2000"), "`num_steps` must not exceed those of a discrete process"),
     ],
-    ids=["draws", "held-out", "negative", "steps"],
+    ids=["draws", "held-out", "ode", "negative", "steps"],
 )
 def test_what_cannot_be_measured_is_refused(run, drawer, judge, flags, words):
     where = ("--run", str(drawer), "--classifier", str(judge))

@@ -161,3 +161,22 @@ def load_classifier(folder: str) -> tuple[Classifier, ClassifierConfig, int]:
     shape = from_json(ClassifierConfig, saved["model"])
     step, model = _load_model(folder, saved, lambda: Classifier(shape, jax.random.key(0)))
     return model, shape, step
+
+
+def require_same_images(folder: str, digest: str) -> None:
+    """Refuse to measure a model by other images than it was trained on.
+
+    Args:
+        folder: Of its run.
+        digest: Of the images that there are now.
+
+    Raises:
+        RunError: If they differ.
+    """
+    trained = read_run(folder)[1].get("data")
+    if trained != digest:
+        raise RunError(
+            f"a model must be measured by the images that it was trained on; {folder} was begun "
+            f"with others (digest {str(trained)[:16]}, now {digest[:16]}). "
+            "Give back the images that it had."
+        )
