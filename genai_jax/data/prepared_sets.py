@@ -22,7 +22,9 @@ def open_prepared_set(name: str, split: str, *, data_dir: str | None = None) -> 
 
     place = {} if data_dir is None else {"data_dir": data_dir}
     try:
-        return tfds.data_source(name, split=split, download=False, **place)
+        source = tfds.data_source(name, split=split, download=False, **place)
+        len(source)  # only now does it look whether it is prepared
+        return source
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name, known, n=1)
@@ -33,7 +35,7 @@ def open_prepared_set(name: str, split: str, *, data_dir: str | None = None) -> 
         ) from error
     except ValueError as error:
         raise ValueError(f"tfds:{name}:{split} cannot be read: {error}") from error
-    except (AssertionError, NotImplementedError, OSError) as error:
+    except (AssertionError, KeyError, NotImplementedError, OSError) as error:
         where = "" if data_dir is None else f", data_dir={data_dir!r}"
         raise ValueError(
             f"tfds:{name} must be prepared in the format array_record, and is not. Run: python -c "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genai_jax.data.images import ImageConfig, load_images
+from genai_jax.data.prepared_sets import open_prepared_set
 
 # Four sets; in a process of its own, so that the test's has only the files.
 PREPARE = """
@@ -190,3 +191,10 @@ def test_unprepared_and_unknown_sets_say_what_to_do(load, prepared):
         ValueError, match=r"knows no set 'fashion_mnits'.*Did you mean fashion_mnist"
     ):
         load("fashion_mnits")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_set_that_is_not_in_the_usual_place_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"tfds:cifar10 must be prepared.*builder\('cifar10', f"):
+        open_prepared_set("cifar10", "train")
