@@ -114,7 +114,7 @@ class UNetConfig:
             raise ValueError(
                 "`attention_resolutions` must be among the heights "
                 f"{', '.join(map(str, resolutions))} of the U-Net; got "
-                f"{', '.join(map(str, strangers))}."
+                f"{', '.join(map(str, strangers))}. Choose of them, or none."
             )
 
     @property
