@@ -188,6 +188,7 @@ _SHAPES = ImageDiffusionConfig(
     evaluate_every=1000,
     evaluation_rows=64,
     sampler=SamplerConfig(solver="heun", num_steps=25, guidance_scale=2.0),
+    bound=BoundConfig(images=128),
     sample_images=32,
     save_every=500,
     log_every=100,
