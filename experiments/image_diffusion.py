@@ -39,7 +39,7 @@ from genai_jax.training.ema import EMAConfig, power_averages
 from genai_jax.training.fit import Say, fit
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
-from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.run_directory import RunDirectory, RunError, open_run
 from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
 from genai_jax.training.script import run_script
 from genai_jax.training.signals import StopRequest
@@ -364,7 +364,7 @@ def final_report(
     bits = split_bits(diffusion, model, data, "test", told, config=config.bound, **how)
     lines = [describe_bits(bits, "test")]
     if config.judge:
-        yardstick = make_yardstick(data, trained_judge(config))
+        yardstick = make_yardstick(data, trained_judge(config, stop))
         labels = some_conditions(data, told, yardstick.count)
         how = {"labels": labels, "seed": config.seed, "check": stop.check}
         lines.append(describe_samples(yardstick, drawer, model, config.sampler, **how))
@@ -376,12 +376,15 @@ def final_report(
     return "\n".join(lines)
 
 
-def trained_judge(config: ImageDiffusionConfig) -> Classifier:
+def trained_judge(config: ImageDiffusionConfig, stop: StopRequest) -> Classifier:
     """Load the classifier that samples are judged by; train it where that was not done before."""
     script = Path(__file__).with_name("image_classifier.py")
     command = [sys.executable, str(script), config.judge, "--workdir", config.classifier]
     print(f"the judge: python {' '.join(command[1:])}", flush=True)
-    subprocess.run(command, check=True)
+    code = subprocess.run(command).returncode
+    stop.check()  # Ctrl-C is told to both
+    if code:
+        raise RunError(f"the judge must be trained; it ended with exit code {code}, see above.")
     return load_classifier(config.classifier)[0]
 
 

@@ -8,7 +8,7 @@ from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu
 from genai_jax.parallel.huge_pages import restart_with_huge_pages
 from genai_jax.training.run_config import RunConfig
 from genai_jax.training.run_directory import RunError
-from genai_jax.training.signals import StopRequest, stop_signals
+from genai_jax.training.signals import Stopped, StopRequest, stop_signals
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -32,7 +32,13 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
     try:
         with stop_signals() as stop:
-            return run(config, stop)
+            try:
+                return run(config, stop)
+            except Stopped:  # outside of the loop: in what comes after the last step
+                print(
+                    "stopped before the end; the same command again does the rest", file=sys.stderr
+                )
+                return stop.exit_code
     except (RunError, ValueError, FileNotFoundError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2
