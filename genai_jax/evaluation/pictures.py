@@ -12,6 +12,8 @@ from PIL import Image
 
 _GAP = 1  # pixels of the image between two of them, before they are enlarged
 _INK = "#333333"
+_CAPTION_WIDTH = 26  # characters of a line of a caption
+_LINE = 0.15  # inches of one, at 8 points
 
 
 def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
@@ -58,18 +60,27 @@ def captioned_png(
     Returns:
         A PNG file.
     """
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.6 * rows), dpi=100, layout="constrained")
+    texts = [textwrap.fill(caption, _CAPTION_WIDTH) for caption in captions]
+    lines = max(text.count("\n") + 1 for text in texts)
+    # In inches: an image, and below it room for the longest caption.
+    side, gap = 1.7, 0.1
+    width, height = side + gap, side + gap + lines * _LINE + gap
+    size = columns * width + gap, rows * height + gap
+    figure = Figure(figsize=size, dpi=100)
     FigureCanvasAgg(figure)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+    for i, (image, text) in enumerate(zip(to_uint8(images), texts, strict=True)):
+        left, top = gap + i % columns * width, size[1] - gap - i // columns * height
+        box = left / size[0], (top - side) / size[1], side / size[0], side / size[1]
+        axes = figure.add_axes(box)
         axes.set_axis_off()
-    shown = zip(figure.axes, to_uint8(images), captions, strict=False)
-    for axes, image, caption in shown:
         grey = image.shape[-1] == 1
         axes.imshow(
             image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255
         )
-        axes.set_title(textwrap.fill(caption, 24), fontsize=8, color=_INK, y=-0.02, va="top")
+        below = (left + side / 2) / size[0], (top - side - gap / 2) / size[1]
+        figure.text(*below, text, fontsize=8, color=_INK, ha="center", va="top")
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -39,3 +39,18 @@ def test_captioned_grid_shows_every_image():
     shades = set(np.asarray(Image.open(io.BytesIO(png)).convert("L")).ravel().tolist())
     assert {0, 128, 191} <= shades
     assert png == captioned_png(images, ["black", "grey", "light " * 9], columns=2)
+
+
+def test_captions_are_below_their_images_whole():
+    """Of a long caption every line has ink below the image, and none is on it or cut off."""
+    images = np.zeros((2, 4, 4, 3), np.float32)
+    png = captioned_png(images, ["a", "a long caption " * 14], columns=8)
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)
+    bottom = np.flatnonzero((picture == 128).sum(axis=1) > 100).max()
+    left, right = picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]
+    for half, lines in ((left, 1), (right, 9)):
+        area = half[:bottom, 25:-25]
+        assert set(area[20:].ravel().tolist()) == {128}  # nothing is written on the image
+        ink = (half[bottom + 1 :] < 120).any(axis=1)
+        assert np.count_nonzero(np.diff(ink.astype(int)) == 1) >= lines
+        assert not ink[-5:].any()
