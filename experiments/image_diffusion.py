@@ -226,7 +226,7 @@ PRESETS: dict[str, tuple[str, ImageDiffusionConfig]] = {
             sampler=SamplerConfig(solver="heun", num_steps=25, guidance_scale=1.25),
         ),
     ),
-    "shapes": ("coloured shapes by caption, hours on a laptop", _SHAPES),
+    "shapes": ("coloured shapes by caption, an hour on a laptop", _SHAPES),
     "cifar10-ddpm": ("CIFAR-10 as in the DDPM paper, on accelerators", _CIFAR10_DDPM),
     "cifar10-edm": ("CIFAR-10 by class as in the EDM paper, on accelerators", _CIFAR10_EDM),
     "imagenet64-dit": ("ImageNet at 64x64 by a DiT, on accelerators", _IMAGENET64_DIT),

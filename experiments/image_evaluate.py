@@ -278,6 +278,8 @@ def compare_solvers(of: Evaluation, real: Column) -> SolverTable:
     base = replace(of.sampler, guidance_scale=of.scales[0])
 
     def distance(solver: str, steps: int, seed: int) -> float:
+        if seed == config.seed:
+            print(f"measuring {solver}, {steps:,} steps ...", file=sys.stderr, flush=True)
         drawn = of.draw(with_solver(base, cast(Solver, solver), steps), seed)
         return of.yardstick.frechet(drawn.images)
 
