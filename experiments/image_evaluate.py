@@ -146,13 +146,13 @@ class Evaluation:
         size = min(config.batch_size, self.yardstick.count)
         self.drawer = Drawer(self.run.diffusion, self.data.shape, self.mesh, batch_size=size)
         of_run = self.run.sampler
-        self.sampler = with_solver(
-            of_run, config.solver or of_run.solver, config.num_steps or of_run.num_steps
-        )
+        steps = config.num_steps or of_run.num_steps
+        self.sampler = replace(of_run.with_solver(config.solver or of_run.solver), num_steps=steps)
         self.scales = config.guidance_scales or tuple(dict.fromkeys((1.0, of_run.guidance_scale)))
         for scale in self.scales:
             sampler = replace(self.sampler, guidance_scale=scale)
             sampler.check(self.run.diffusion, conditional=self.run.condition != "none")
+        self.kept: dict[tuple[SamplerConfig, int], LabelledImages] = {}
         # What is asked for is what the held-out images are, so that the classes are as frequent.
         self.told: Told = None
         if self.run.condition != "none":
@@ -160,12 +160,20 @@ class Evaluation:
             self.told = told[: self.yardstick.count]
 
     def draw(self, sampler: SamplerConfig, seed: int) -> LabelledImages:
-        """Draw as many images as are held out, asked to be what those are."""
+        """Draw as many images as are held out, asked to be what those are.
+
+        First draws are kept: what is looked at more closely is one of them.
+        """
+        if (sampler, seed) in self.kept:
+            return self.kept[sampler, seed]
         images = self.drawer(
             self.model, self.yardstick.count, self.told, sampler, seed=seed, check=self.check
         )
         labels = None if self.told is None else self.yardstick.held_out.labels
-        return LabelledImages(images, labels)
+        drawn = LabelledImages(images, labels)
+        if seed == self.config.seed:
+            self.kept[sampler, seed] = drawn
+        return drawn
 
     @property
     def seeds(self) -> range:
@@ -188,15 +196,6 @@ def load_judge(folder: str, run: DiffusionRun) -> Classifier:
             f"samples are judged by a classifier, and {folder} has none ({error}) Train it: "
             f"python experiments/image_classifier.py {preset} --workdir {folder}"
         ) from error
-
-
-def with_solver(sampler: SamplerConfig, solver: Solver, num_steps: int) -> SamplerConfig:
-    """Choose another solver, without what belongs to the one before."""
-    if solver == sampler.solver:
-        return replace(sampler, num_steps=num_steps)
-    return replace(
-        sampler, solver=solver, num_steps=num_steps, eta=0.0, churn=0.0, variance="small"
-    )
 
 
 def measure_bits(of: Evaluation) -> tuple[Estimate | None, str]:
@@ -280,8 +279,8 @@ def compare_solvers(of: Evaluation, real: Column) -> SolverTable:
     def distance(solver: str, steps: int, seed: int) -> float:
         if seed == config.seed:
             print(f"measuring {solver}, {steps:,} steps ...", file=sys.stderr, flush=True)
-        drawn = of.draw(with_solver(base, cast(Solver, solver), steps), seed)
-        return of.yardstick.frechet(drawn.images)
+        sampler = replace(base.with_solver(cast(Solver, solver)), num_steps=steps)
+        return of.yardstick.frechet(of.draw(sampler, seed).images)
 
     return measure_solvers(
         distance,

@@ -93,15 +93,10 @@ def samplers_of(config: ImageSampleConfig, run: DiffusionRun) -> list[SamplerCon
     Raises:
         ValueError: If the network cannot be asked for it.
     """
-    given: dict[str, Any] = {}
-    base = run.sampler
-    if config.solver is not None and config.solver != base.solver:
-        # What belongs to the run's solver does not belong to another.
-        given |= {"solver": config.solver, "eta": 0.0, "variance": "small", "churn": 0.0}
+    base = run.sampler.with_solver(config.solver or run.sampler.solver)
     names = ("guidance_start", "guidance_stop", "guidance_rescale", "grid", "eta", "variance")
-    for name in (*names, "churn", "threshold"):
-        if getattr(config, name) is not None:
-            given[name] = getattr(config, name)
+    settings = {name: getattr(config, name) for name in (*names, "churn", "threshold")}
+    given: dict[str, Any] = {name: x for name, x in settings.items() if x is not None}
     every = itertools.product(
         config.num_steps or (base.num_steps,), config.guidance_scale or (base.guidance_scale,)
     )

@@ -131,6 +131,12 @@ class SamplerConfig:
                     f"{self.solver!r}. Choose another solver, or leave it at {default!r}."
                 )
 
+    def with_solver(self, solver: Solver) -> "SamplerConfig":
+        """Choose a solver; what belongs to the one before goes back to its default."""
+        if solver == self.solver:
+            return self
+        return dataclasses.replace(self, solver=solver, eta=0.0, churn=0.0, variance="small")
+
     def check(self, diffusion: Diffusion, *, conditional: bool, weaker: bool = False) -> None:
         """Refuse what a network cannot be asked for.
 

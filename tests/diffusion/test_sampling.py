@@ -214,3 +214,9 @@ def test_images_and_noise_can_be_given():
         x_0 = alpha * x_t - sigma * NETWORK(x_t, None, LABELS)[..., :1]
         found = sample(config, image=image, noise=noise, start=start)
         np.testing.assert_allclose(found, jnp.clip(x_0, -1, 1), atol=1e-5)
+
+
+def test_another_solver_leaves_behind_what_belongs_to_one():
+    config = SamplerConfig("ddim", eta=1.0, num_steps=7)
+    assert config.with_solver("ddim") is config
+    assert config.with_solver("heun") == SamplerConfig("heun", num_steps=7)
