@@ -261,18 +261,10 @@ show(np.concatenate([test[:20], np.where(known == 1, test[:20], 0), halves]), 20
 # terms of the bound say at which noise levels the bits are spent.
 
 # %%
-from genai_jax.evaluation.image_likelihood import BoundConfig, held_out_bits
+from genai_jax.evaluation.image_likelihood import BoundConfig, held_out_bits, make_bound
 
-bits = held_out_bits(
-    diffusion,
-    model,
-    test,
-    test_labels,
-    config=BoundConfig(evaluations=20),
-    num_levels=data.levels,
-    num_classes=10,
-    mesh=mesh,
-)
+bound = make_bound(diffusion, data.levels, BoundConfig(evaluations=20))
+bits = held_out_bits(bound, model, test, test_labels, num_classes=10, mesh=mesh)
 print(f"{bits.mean:.3f} ± {bits.standard_error:.3f} bits per dimension of {bits.images} images")
 
 # %% [markdown]

@@ -21,7 +21,7 @@ from genai_jax.diffusion.sampling import SamplerConfig
 from genai_jax.diffusion.weightings import LevelConfig
 from genai_jax.evaluation.drawing import Drawer, picture_of, some_conditions
 from genai_jax.evaluation.evaluator import make_evaluator
-from genai_jax.evaluation.image_likelihood import BoundConfig, split_bits
+from genai_jax.evaluation.image_likelihood import BoundConfig, make_bound, split_bits
 from genai_jax.evaluation.image_runs import fit_network, load_classifier, make_network
 from genai_jax.evaluation.image_summary import describe_bits, describe_samples
 from genai_jax.evaluation.text_report import kept_text
@@ -359,9 +359,10 @@ def final_report(
     stop: StopRequest,
 ) -> str:
     """Say what the run has come to: likelihood, and samples beside real images."""
-    diffusion, told = config.diffusion, config.condition
+    told = config.condition
     how: dict[str, Any] = {"mesh": mesh, "seed": config.seed, "check": stop.check}
-    bits = split_bits(diffusion, model, data, "test", told, config=config.bound, **how)
+    bound = make_bound(config.diffusion, data.levels, config.bound)
+    bits = split_bits(bound, model, data, "test", told, images=config.bound.images, **how)
     lines = [describe_bits(bits, "test")]
     if config.judge:
         yardstick = make_yardstick(data, trained_judge(config, stop))
@@ -384,7 +385,7 @@ def trained_judge(config: ImageDiffusionConfig, stop: StopRequest) -> Classifier
     code = subprocess.run(command).returncode
     stop.check()  # Ctrl-C is told to both
     if code:
-        raise RunError(f"the judge must be trained; it ended with exit code {code}, see above.")
+        raise RunError(f"the judge must be trained, which failed (see above; exit code {code}).")
     return load_classifier(config.classifier)[0]
 
 

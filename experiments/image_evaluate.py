@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from genai_jax.diffusion.sampling import SOLVERS, SamplerConfig, Solver
 from genai_jax.evaluation.classes import agreement, describe_attributes
 from genai_jax.evaluation.density_baselines import Baseline, Splits, measure_baselines
 from genai_jax.evaluation.drawing import Drawer, Told
-from genai_jax.evaluation.image_likelihood import split_bits, split_ode_bits
+from genai_jax.evaluation.image_likelihood import make_bound, make_ode_bits, split_bits
 from genai_jax.evaluation.image_report import (
     Column,
     Draw,
@@ -28,9 +27,11 @@ from genai_jax.evaluation.image_report import (
     draw_gaussians,
     draw_training_images,
     format_bits,
+    format_ode_bits,
     format_table,
     make_bars,
     measure_draws,
+    save_report,
 )
 from genai_jax.evaluation.image_runs import (
     DiffusionRun,
@@ -118,6 +119,10 @@ class EvaluateConfig:
 
 
 _STEPS_OF_CONTINUOUS_TIME = 1000
+_KERNEL_NOTE = (
+    "kernel:    unbiased for independent images; these are asked to be what the reference is, one "
+    "by one, which alone puts it below zero: compare the columns"
+)
 _MOST_DIMENSIONS = 256  # of images that simple densities are fitted to
 
 
@@ -152,7 +157,7 @@ class Evaluation:
         for scale in self.scales:
             sampler = replace(self.sampler, guidance_scale=scale)
             sampler.check(self.run.diffusion, conditional=self.run.condition != "none")
-        self.kept: dict[tuple[SamplerConfig, int], LabelledImages] = {}
+        self.first_draws: dict[float, LabelledImages] = {}
         # What is asked for is what the held-out images are, so that the classes are as frequent.
         self.told: Told = None
         if self.run.condition != "none":
@@ -160,19 +165,18 @@ class Evaluation:
             self.told = told[: self.yardstick.count]
 
     def draw(self, sampler: SamplerConfig, seed: int) -> LabelledImages:
-        """Draw as many images as are held out, asked to be what those are.
-
-        First draws are kept: what is looked at more closely is one of them.
-        """
-        if (sampler, seed) in self.kept:
-            return self.kept[sampler, seed]
+        """Draw as many images as are held out, asked to be what those are."""
         images = self.drawer(
             self.model, self.yardstick.count, self.told, sampler, seed=seed, check=self.check
         )
         labels = None if self.told is None else self.yardstick.held_out.labels
-        drawn = LabelledImages(images, labels)
+        return LabelledImages(images, labels)
+
+    def draw_guided(self, scale: float, seed: int) -> LabelledImages:
+        """Draw with a scale of guidance; the first draw is kept, to be looked at closely."""
+        drawn = self.draw(replace(self.sampler, guidance_scale=scale), seed)
         if seed == self.config.seed:
-            self.kept[sampler, seed] = drawn
+            self.first_draws[scale] = drawn
         return drawn
 
     @property
@@ -198,23 +202,21 @@ def load_judge(folder: str, run: DiffusionRun) -> Classifier:
         ) from error
 
 
-def measure_bits(of: Evaluation) -> tuple[Estimate | None, str]:
-    """Bound the bits of held-out images, and say what the ODE gives."""
-    config, run, bits, ode = of.config, of.run, None, ""
-    what = run.diffusion, of.model, of.data, config.split, run.condition
+def measure_bits(of: Evaluation) -> tuple[Estimate | None, Estimate | None]:
+    """Measure the bits of held-out images: their bound, and what the ODE gives."""
+    config, run, levels = of.config, of.run, of.data.levels
+    what = of.model, of.data, config.split, run.condition
     how: dict[str, Any] = {"mesh": of.mesh, "seed": config.seed, "check": of.check}
+    bound, ode = None, None
     if config.bits:
         print("bounding the bits of held-out images ...", file=sys.stderr, flush=True)
-        bits = split_bits(*what, config=replace(run.bound, images=of.yardstick.count), **how)
+        bits_of = make_bound(run.diffusion, levels, run.bound)
+        bound = split_bits(bits_of, *what, images=of.yardstick.count, **how)
     if config.ode_images:
         print("integrating the ODE ...", file=sys.stderr, flush=True)
-        found = split_ode_bits(*what, images=config.ode_images, **how)
-        ode = (
-            f"by the probability-flow ODE {found.mean:.3f} ± {found.standard_error:.3f} bits per "
-            f"dimension of {min(config.ode_images, of.yardstick.count)} images, dequantised "
-            "uniformly: not comparable with those of bins"
-        )
-    return bits, ode
+        bits_of = make_ode_bits(run.diffusion, levels)
+        ode = split_bits(bits_of, *what, images=config.ode_images, **how)
+    return bound, ode
 
 
 def measure_densities(of: Evaluation) -> tuple[Baseline, ...]:
@@ -257,9 +259,9 @@ def measure_columns(
 
     columns = [measure("training images", copies, judged=False)]
     for scale in of.scales:
-        sampler = replace(of.sampler, guidance_scale=scale)
         name = "samples" if of.told is None else f"samples, w={scale:g}"
-        columns.append(measure(name, functools.partial(of.draw, sampler), **as_options(bits)))
+        draw = functools.partial(of.draw_guided, scale)
+        columns.append(measure(name, draw, **as_options(bits)))
     gaussian = draw_gaussians(train, None, yardstick.count)
     found = next((d.bits for d in densities if d.name == "full Gaussian"), None)
     columns.append(measure("one Gaussian", gaussian, **as_options(found)))
@@ -312,8 +314,7 @@ def describe_setting(of: Evaluation) -> str:
             "scale of guidance",
             f"judge:     {config.classifier}, right on {right:.2%} of the {yardstick.count:,} "
             "images of the split",
-            "kernel:    unbiased for independent images; these are of the same classes as the "
-            "reference, each as often, which alone puts it below zero: compare the columns",
+            *([] if of.told is None else [_KERNEL_NOTE]),
         ]
     )
 
@@ -321,8 +322,7 @@ def describe_setting(of: Evaluation) -> str:
 def describe_one_draw(of: Evaluation, folder: Path) -> str:
     """Say how the first draw compares with captions and training images, and draw the latter."""
     lines = []
-    for scale in of.scales:
-        drawn = of.draw(replace(of.sampler, guidance_scale=scale), of.config.seed)
+    for scale, drawn in of.first_draws.items():
         images = of.yardstick.on_levels(drawn.images)
         if drawn.labels is not None and drawn.labels.ndim == 2:
             lines.append(f"attributes of the first draw, w={scale:g}:")
@@ -354,22 +354,20 @@ def evaluate(config: EvaluateConfig, check: Callable[[], None]) -> str:
         describe_setting(of),
         format_table(columns, bars),
         format_bits(bits, densities, config.split),
-        ode,
+        "" if ode is None else format_ode_bits(ode, config.split),
         describe_one_draw(of, samples),
     ]
     values = as_json(columns, bars)
     values["densities"] = {density.name: density.bits._asdict() for density in densities}
-    if config.compared_solvers:
+    values["ode"] = None if ode is None else ode._asdict()
+    text = save_report(samples / f"evaluation_{config.split}", texts, values)
+    if config.compared_solvers:  # which takes longest: the rest is already written
         table = compare_solvers(of, columns[0])
         plot = plots / "solvers.png"
         write_atomically(plot, solvers_png(table, title=Path(config.run).resolve().name))
         texts.append(f"{format_solvers(table)}\nplot: {plot}")
         values["solvers"] = table.as_json()
-    text = "\n\n".join(filter(None, texts))
-    write_atomically(samples / f"evaluation_{config.split}.txt", text + "\n")
-    write_atomically(
-        samples / f"evaluation_{config.split}.json", json.dumps(values, indent=2, allow_nan=False)
-    )
+        text = save_report(samples / f"evaluation_{config.split}", texts, values)
     return text
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 import sys
 from typing import Literal
 
@@ -133,3 +134,12 @@ def test_a_single_preset_is_not_listed(capsys):
     with pytest.raises(SystemExit):
         parse_command_line({"only": ("the one", SMALL)}, description="Does.", arguments=["--help"])
     assert "the one" not in capsys.readouterr().out
+
+
+def test_help_may_be_read_in_part():
+    """As by `script.py --help | head`: whoever reads has gone before all of it is written."""
+    command = [sys.executable, "-m", "experiments.lm_sample", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -146,9 +146,10 @@ def test_an_evaluation_measures_all_that_it_was_asked_for(run, drawer, judge):
     assert "one Gaussian: " in text
     assert "training copied: fails " in text
     assert "bits per dimension of 24 images of the test split" in text
-    assert "bits per dimension of 4 images, dequantised uniformly" in text
+    assert "bits per dimension of 4 images of the test split, dequantised uniformly" in text
     assert "2 draws of 24 images against the test split" in text
     values = json.loads((drawer / "samples" / "evaluation_test.json").read_text())
+    assert values["ode"]["images"] == 4
     assert list(values["columns"]) == [
         *("training images", "samples, w=1", "samples, w=2"),
         *("one Gaussian", "class Gaussians", "training copied"),

@@ -41,6 +41,7 @@ from genai_jax.types import PyTree
 
 Solver = Literal["ancestral", "ddim", "euler", "heun", "dpm_solver_2m"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
+_BELONGS = {"eta": ("ddim",), "churn": ("euler", "heun"), "variance": ("ancestral",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +123,7 @@ class SamplerConfig:
                 "`churn_max` must not be below `churn_min`; got "
                 f"{self.churn_max} and {self.churn_min}. Leave it infinite."
             )
-        belongs = {"eta": ("ddim",), "churn": ("euler", "heun"), "variance": ("ancestral",)}
-        for name, solvers in belongs.items():
+        for name, solvers in _BELONGS.items():
             value, default = getattr(self, name), _default(name)
             if value != default and self.solver not in solvers:
                 raise ValueError(
@@ -135,7 +135,8 @@ class SamplerConfig:
         """Choose a solver; what belongs to the one before goes back to its default."""
         if solver == self.solver:
             return self
-        return dataclasses.replace(self, solver=solver, eta=0.0, churn=0.0, variance="small")
+        defaults: dict[str, Any] = {name: _default(name) for name in _BELONGS}
+        return dataclasses.replace(self, solver=solver, **defaults)
 
     def check(self, diffusion: Diffusion, *, conditional: bool, weaker: bool = False) -> None:
         """Refuse what a network cannot be asked for.

@@ -57,40 +57,17 @@ class BoundConfig:
                 raise ValueError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
 
-def held_out_bits(
-    diffusion: Diffusion,
-    model: PyTree,
-    images: Float[np.ndarray, "n h w c"],
-    condition: Integer[np.ndarray, "n ..."] | None,
-    *,
-    config: BoundConfig,
-    num_levels: int,
-    num_classes: int,
-    mesh: Mesh,
-    seed: int = 0,
-    batch_size: int = 120,
-    check: Callable[[], None] = lambda: None,
-) -> Estimate:
-    r"""Bound the bits per dimension of images from above.
+BitsOf = Callable[[Any, Array, Any, Array], Array]
+"""`(model, images, condition, keys) -> bits` per dimension, one of each for each image."""
 
-    Where the model is told the class y of an image, $\log_2 C / d$ is added: naming one of C
-    classes, then the image given its class, is a code for the image, $p(x) \ge p(x | y) / C$.
+
+def make_bound(diffusion: Diffusion, num_levels: int, config: BoundConfig) -> BitsOf:
+    """Make the variational bound of images on `num_levels` levels, in discretised bins.
 
     Args:
         diffusion: What the network means.
-        model: The network.
-        images: In [-1, 1], on their levels.
-        condition: What the network is told of each; None tells it nothing.
-        config: How.
         num_levels: L.
-        num_classes: C; 0 where the condition is no class.
-        mesh: Rows are dealt out over its devices.
-        seed: Of the noise.
-        batch_size: Images of a call, rounded up to a multiple of the devices.
-        check: Called between batches; may raise to stop.
-
-    Returns:
-        The mean, with its standard error over images and noise.
+        config: How.
     """
     grid = make_grid(diffusion.process, "log_snr", sigma_min=config.sigma_min)
 
@@ -115,32 +92,57 @@ def held_out_bits(
             decoder_scale=config.decoder_scale,
         ).bits
 
-    return _mean_over_images(
-        bits_of,
-        model,
-        images,
-        condition,
-        num_classes=num_classes,
-        mesh=mesh,
-        seed=seed,
-        batch_size=batch_size,
-        check=check,
+    return bits_of
+
+
+def make_ode_bits(diffusion: Diffusion, num_levels: int, *, num_steps: int = 64) -> BitsOf:
+    """Make the bits by the ODE's likelihood of uniformly dequantised images.
+
+    Not comparable with those of bins: they bound them from above, and a network that was trained on
+    levels alone expects no numbers between them.
+
+    Args:
+        diffusion: What the network means.
+        num_levels: L.
+        num_steps: Steps of the Runge-Kutta method, four evaluations and one random sign each.
+    """
+    likelihood = make_ode_likelihood(diffusion, num_levels)
+    return lambda model, images, condition, key: likelihood(
+        model, images, condition, key, num_steps
     )
 
 
-def _mean_over_images(
-    bits_of: Callable[[Any, Array, Any, Array], Array],
+def held_out_bits(
+    bits_of: BitsOf,
     model: PyTree,
     images: Float[np.ndarray, "n h w c"],
     condition: Integer[np.ndarray, "n ..."] | None,
     *,
     num_classes: int,
     mesh: Mesh,
-    seed: int,
-    batch_size: int,
-    check: Callable[[], None],
+    seed: int = 0,
+    batch_size: int = 120,
+    check: Callable[[], None] = lambda: None,
 ) -> Estimate:
-    """Average `(model, images, condition, keys) -> bits`, and add those that name the class."""
+    r"""Average the bits per dimension of images.
+
+    Where the model is told the class y of an image, $\log_2 C / d$ is added: naming one of C
+    classes, then the image given its class, is a code for the image, $p(x) \ge p(x | y) / C$.
+
+    Args:
+        bits_of: `make_bound` or `make_ode_bits` of the model.
+        model: The network.
+        images: In [-1, 1], on their levels.
+        condition: What the network is told of each; None tells it nothing.
+        num_classes: C; 0 where the condition is no class.
+        mesh: Rows are dealt out over its devices.
+        seed: Of the noise.
+        batch_size: Images of a call, rounded up to a multiple of the devices.
+        check: Called between batches; may raise to stop.
+
+    Returns:
+        The mean, with its standard error over images and noise.
+    """
     compiled = jax.jit(over_rows(bits_of, mesh, (False, True, True, True)))
     size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
     found = []
@@ -157,88 +159,26 @@ def _mean_over_images(
 
 
 def split_bits(
-    diffusion: Diffusion,
-    model: PyTree,
-    data: ImageData,
-    split: SplitName,
-    condition: Condition,
-    *,
-    config: BoundConfig,
-    mesh: Mesh,
-    seed: int = 0,
-    check: Callable[[], None] = lambda: None,
-) -> Estimate:
-    """Bound the bits per dimension of a split, or of its first images where there are many."""
-    images, told, num_classes = _first_images(data, split, condition, config.images)
-    return held_out_bits(
-        diffusion,
-        model,
-        images,
-        told,
-        config=config,
-        num_levels=data.levels,
-        num_classes=num_classes,
-        mesh=mesh,
-        seed=seed,
-        check=check,
-    )
-
-
-def split_ode_bits(
-    diffusion: Diffusion,
+    bits_of: BitsOf,
     model: PyTree,
     data: ImageData,
     split: SplitName,
     condition: Condition,
     *,
     images: int,
-    num_steps: int = 64,
     mesh: Mesh,
     seed: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> Estimate:
-    """Measure the same by the ODE's likelihood of uniformly dequantised images.
-
-    Bits of bins and of dequantised images are not comparable: these are larger on average for one
-    and the same distribution.
-
-    Args:
-        diffusion: What the network means.
-        model: The network.
-        data: The images.
-        split: Which of them.
-        condition: What the network is told of each.
-        images: Most of them that are looked at.
-        num_steps: Steps of the Runge-Kutta method, four evaluations and one random sign each.
-        mesh: Rows are dealt out over its devices.
-        seed: Of the noise within bins and the signs.
-        check: Called between batches; may raise to stop.
-    """
-    likelihood = make_ode_likelihood(diffusion, data.levels)
-
-    def bits_of(model: Any, images: Array, condition: Any, key: Array) -> Array:
-        return likelihood(model, images, condition, key, num_steps)
-
-    shown, told, num_classes = _first_images(data, split, condition, images)
-    return _mean_over_images(
+    """Average the bits per dimension of a split's first images, of all where there are fewer."""
+    told = None if condition == "none" else data.field_of(split, condition)[:images]
+    return held_out_bits(
         bits_of,
         model,
-        shown,
+        levels_to_float(data.levels_of(split)[:images], data.levels),
         told,
-        num_classes=num_classes,
+        num_classes=data.num_classes if condition == "label" else 0,
         mesh=mesh,
         seed=seed,
-        batch_size=60,
         check=check,
     )
-
-
-def _first_images(
-    data: ImageData, split: SplitName, condition: Condition, count: int
-) -> tuple[Float[np.ndarray, "n h w c"], Integer[np.ndarray, "n ..."] | None, int]:
-    """Give images of a split, what a model is told of them, and of how many classes they are."""
-    images = levels_to_float(data.levels_of(split)[:count], data.levels)
-    if condition == "none":
-        return images, None, 0
-    told = data.field_of(split, condition)[:count]
-    return images, told, data.num_classes if condition == "label" else 0

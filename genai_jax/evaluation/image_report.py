@@ -5,8 +5,10 @@ table is one way to get images (a model, the training split, a control), a line 
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from genai_jax.evaluation.yardstick import (
     Measure,
     Yardstick,
 )
+from genai_jax.training.json_lines import write_atomically
 
 Draw = Callable[[int], LabelledImages]
 """`seed -> images`."""
@@ -227,6 +230,15 @@ def _verdict(column: Column, bars: Sequence[Bar]) -> str:
     return f"{column.name}: passes all {measured} bars that it was measured by"
 
 
+def format_ode_bits(bits: Estimate, split: str) -> str:
+    """Write what held-out images cost by the ODE."""
+    return (
+        f"by the probability-flow ODE {bits.mean:.3f} ± {bits.standard_error:.3f} bits per "
+        f"dimension of {bits.images:,} images of the {split} split, dequantised uniformly: not "
+        "comparable with those of bins"
+    )
+
+
 def format_bits(model: Estimate | None, baselines: Sequence[Baseline], split: str) -> str:
     """Write what held-out images cost: under the model at most, and under simple densities."""
     lines = [] if model is None else [("the model, at most", model, "")]
@@ -275,3 +287,11 @@ def as_json(columns: Sequence[Column], bars: Sequence[Bar]) -> dict[str, Any]:
         },
         "bars": {bar.measure: {"limit": bar.limit, "at_least": bar.at_least} for bar in bars},
     }
+
+
+def save_report(path: Path, texts: Sequence[str], values: dict[str, Any]) -> str:
+    """Write a report beside `path`, as .txt and as .json; returns the text."""
+    text = "\n\n".join(filter(None, texts))
+    write_atomically(path.with_suffix(".txt"), text + "\n")
+    write_atomically(path.with_suffix(".json"), json.dumps(values, indent=2, allow_nan=False))
+    return text
