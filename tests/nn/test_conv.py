@@ -3,11 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genai_jax.nn import conv as conv_module
 from genai_jax.nn.conv import Conv, resize_nearest
 from genai_jax.nn.linear import ALMOST_ZERO
 
 B, C_IN, C_OUT = 2, 3, 5
-BIAS = np.linspace(-1, 1, C_OUT)
+PLAIN = ("_convolve", "_convolve")
+COLUMNS = ("_convolve_columns", "_convolve_columns")
+THREE_PRODUCTS = ("_convolve", "_convolve_with_kernel")
 
 
 def reference(x, kernel, stride):
@@ -24,22 +27,48 @@ def reference(x, kernel, stride):
             rows = slice(i, i + stride * (out - 1) + 1, stride)
             columns = slice(j, j + stride * (out - 1) + 1, stride)
             y += x[:, rows, columns] @ kernel[i, j].astype(np.float64)
-    return y + BIAS
+    return y + np.linspace(-1, 1, kernel.shape[-1])
 
 
-@pytest.fixture(params=[(8, 3, 1), (7, 3, 1), (8, 3, 2), (7, 3, 2), (6, 1, 1)])
+# Size of the image, of the kernel, stride, channels in and out.
+CASES = [
+    (8, 3, 1, C_IN, C_OUT),
+    (7, 3, 1, C_IN, C_OUT),
+    (8, 3, 2, C_IN, C_OUT),
+    (7, 3, 2, C_IN, C_OUT),
+    (6, 1, 1, C_IN, C_OUT),
+    (3, 3, 1, C_IN, 9),
+    (3, 5, 1, C_IN, 10),
+    (16, 3, 1, 160, 128),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
 def case(request):
-    image_size, size, stride = request.param
-    conv = Conv(C_IN, C_OUT, jax.random.key(0), size=size, stride=stride)
-    conv.bias[...] = BIAS
-    x = jax.random.normal(jax.random.key(1), (B, image_size, image_size, C_IN))
+    image_size, size, stride, inputs, outputs = request.param
+    conv = Conv(inputs, outputs, jax.random.key(0), size=size, stride=stride)
+    conv.bias[...] = np.linspace(-1, 1, outputs)
+    x = jax.random.normal(jax.random.key(1), (B, image_size, image_size, inputs))
     return conv, x
+
+
+@pytest.mark.parametrize(
+    ("case", "forms"),
+    [(CASES[0], PLAIN), (CASES[5], COLUMNS), (CASES[6], COLUMNS), (CASES[7], THREE_PRODUCTS)],
+    indirect=["case"],
+)
+def test_every_form_is_among_the_cases(case, forms):
+    conv, x = case
+    chosen = conv_module._fastest_forms(x.shape, conv.kernel[...].shape)
+    assert tuple(form.__name__ for form in chosen) == forms
 
 
 def test_convolutions_are_their_definition(case):
     conv, x = case
     expected = reference(x, np.asarray(conv.kernel[...]), conv.stride)
     np.testing.assert_allclose(conv(x), expected, atol=2e-5)
+    value, _ = jax.jvp(conv, (x,), (x,))
+    np.testing.assert_allclose(value, expected, atol=2e-5)
 
 
 def test_gradients_are_those_of_the_definition(case):
@@ -61,6 +90,21 @@ def test_gradients_are_those_of_the_definition(case):
             moved = reference(x + direction, kernel, conv.stride)
         expected = np.sum((moved - reference(x, kernel, conv.stride)) * weights)
         assert np.vdot(gradient, direction) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_derivatives_forwards_are_those_backwards_and_can_be_batched(case):
+    """What is linear in an image is its own derivative: also of many directions at once."""
+    conv, x = case
+    bias = conv.bias[...]
+    directions = jax.random.normal(jax.random.key(4), (3, *x.shape))
+    y, push = jax.linearize(conv, x)
+    expected = jnp.stack([conv(d) - bias for d in directions])
+    np.testing.assert_allclose(jax.vmap(push)(directions), expected, atol=2e-5)
+    _, pull = jax.vjp(conv, x)
+    weights = jax.random.normal(jax.random.key(5), (3, *y.shape))
+    by_weights = jax.vmap(pull)(weights)[0]
+    for d, w, g in zip(directions, weights, by_weights, strict=True):
+        assert np.vdot(g, d) == pytest.approx(np.vdot(w, push(d)), rel=1e-4, abs=1e-2)
 
 
 def test_stride_two_pads_at_the_end():
