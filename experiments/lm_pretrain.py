@@ -5,12 +5,14 @@ import functools
 import json
 import sys
 from dataclasses import field, replace
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.loader import Loader
+from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 from genai_jax.data.text import TextConfig, TextData, load_text
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.sampling import SamplingConfig
@@ -22,6 +24,8 @@ from genai_jax.evaluation.text_report import (
     describe_xz,
     kept_text,
 )
+from genai_jax.evaluation.text_runs import adopt, init_source, is_pretrained
+from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
@@ -46,7 +50,9 @@ class PretrainConfig(RunConfig):
     """A run of pre-training.
 
     Attributes:
-        init: Folder of another run whose newest parameters this one begins with; none draws them.
+        init: Folder of another run whose newest parameters this one begins with; or of a model of
+            Hugging Face's (config.json, safetensors, tokenizer), whose shape and tokenizer are then
+            taken too; none draws parameters.
         length: T, tokens of a row.
         microbatches: Parts that a batch is computed in, one after the other, to save memory; 0 is
             one on accelerators, and on a CPU as many as make it fastest.
@@ -209,14 +215,31 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
 
 def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
     """Train; returns the exit code."""
+    tokenizer = None
+    if is_pretrained(config.init):
+        config = begin_as(config)
+        tokenizer = load_pretrained_tokenizer(Path(config.init))
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=_MAY_DIFFER
     ) as run:
-        data = load_text(config.data, length=config.length, seed=config.seed)
+        data = load_text(config.data, length=config.length, seed=config.seed, tokenizer=tokenizer)
         print(data.summary, flush=True)
         run.require_identity({"data": data.content_digest, "tokenizer": data.tokenizer.digest})
         data.tokenizer.save(run.folder("tokenizer"))
+        if is_pretrained(config.init):
+            PretrainedFolder(config.init).origin.save(run.folder("origin"))
         return pretrain(config, run, data, stop)
+
+
+def begin_as(config: PretrainConfig) -> PretrainConfig:
+    """Give a run the shape of the folder of Hugging Face's that it begins with."""
+    shape = adopt(config.model, config.init)
+    if config.length > shape.max_length:
+        raise ValueError(
+            f"`length` must not exceed the context of {config.init}; got {config.length} and "
+            f"{shape.max_length}. Give --length {shape.max_length}."
+        )
+    return replace(config, model=shape)
 
 
 def make_training(
@@ -287,7 +310,7 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         units_per_row=config.length,
         flops_per_unit=lm.flops_per_token(shape, config.length),
         loss_unit="nats per token",
-        init=config.init,
+        init=init_source(config.init),
         snapshot_every=config.snapshot_every,
     )
     if exit_code == 0:
@@ -327,7 +350,7 @@ def final_report(
             describe_python_syntax(model, data, how, max_tokens=config.length, seed=config.seed)
         )
     lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
-    lines.append(f"more text:     python experiments/lm_sample.py --run {run.path}")
+    lines.append(f"more text:     python experiments/lm_sample.py --model {run.path}")
     return "\n".join(lines)
 
 

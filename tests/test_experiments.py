@@ -303,7 +303,7 @@ def write(monkeypatch, capsys):
 
 
 def test_samples_are_a_function_of_the_seed(finished, write):
-    flags = ("--run", str(finished), "--prompt", "alpha ", "--max-tokens", "8")
+    flags = ("--model", str(finished), "--prompt", "alpha ", "--max-tokens", "8")
     code, first, err = write(*flags)
     assert code == 0
     assert first.startswith("alpha ")
@@ -315,12 +315,12 @@ def test_samples_are_a_function_of_the_seed(finished, write):
 
 
 def test_sampling_without_a_run_says_what_to_do(tmp_path, write, finished):
-    code, _, err = write("--run", str(tmp_path / "none"))
+    code, _, err = write("--model", str(tmp_path / "none"))
     assert code == 2
     assert "a run has a config.json" in err
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
-    code, _, err = write("--run", str(run))
+    code, _, err = write("--model", str(run))
     assert code == 2
     assert "must have a checkpoint" in err
 
@@ -366,15 +366,15 @@ def test_averages_are_made_after_the_training_and_sampled(continued, finished, w
     steps = sorted(int(p.name) for p in (continued / "ema").iterdir())
     assert steps == list(range(1, STEPS + 1))
     flags = ("--prompt", "alpha ", "--max-tokens", "8", "--ema-sigma-rel")
-    code, text, err = write("--run", str(continued), *flags, "0.1")
+    code, text, err = write("--model", str(continued), *flags, "0.1")
     assert code == 0
     assert text.startswith("alpha ")
     assert "step 6" in err
-    assert write("--run", str(continued), *flags, "0.08")[0] == 0
-    code, _, err = write("--run", str(continued), *flags, "0.001")
+    assert write("--model", str(continued), *flags, "0.08")[0] == 0
+    code, _, err = write("--model", str(continued), *flags, "0.001")
     assert code == 2
     assert "The nearest that they can is" in err
-    code, _, err = write("--run", str(finished), *flags, "0.1")
+    code, _, err = write("--model", str(finished), *flags, "0.1")
     assert code == 2
     assert "Train with --ema-traces" in err
 

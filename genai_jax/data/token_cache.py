@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from genai_jax.data.tokenizers import Tokenizer, load_tokenizer
+from genai_jax.data.saved_tokenizers import load_tokenizer
+from genai_jax.data.tokenizers import Tokenizer
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -160,11 +161,12 @@ def write_tokens(
     Args:
         folder: Exists, and is this function's own.
         documents: (name, text, group) of each; read once, and never all in memory.
-        tokenizer: Documents get its `eot_id` in front, if it has one.
+        tokenizer: Documents get its `begin_ids` in front, or its `eot_id` where it has no others.
         notes: Asked at the end for what else is to be kept.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    head = np.array([] if tokenizer.eot_id is None else [tokenizer.eot_id], dtype)
+    ends = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+    head = np.array(tokenizer.begin_ids or ends, dtype)
     names: list[str] = []
     rows: list[tuple[int, int, int]] = []  # tokens, bytes, group
     with (folder / "tokens.bin").open("wb") as file:

@@ -20,8 +20,8 @@ from jaxtyping import Int32
 Kind = Literal["bytes", "characters", "bpe", "unigram"]
 Ids = Int32[np.ndarray, " n"]
 
-_DESCRIPTION = "tokenizer.json"
-_MODEL = "tokenizer.model"
+DESCRIPTION = "tokenizer.json"
+MODEL = "tokenizer.model"
 _SPACE = "\u2581"  # stands for a space inside of SentencePiece
 _EOT = "<|endoftext|>"
 # The time of SentencePiece's BPE grows faster than the length of the text.
@@ -41,12 +41,16 @@ class Tokenizer(Protocol):
         vocab_size: Number of ids, 0 ... vocab_size - 1.
         eot_id: The id that stands between documents, which no text encodes to; None if there is
             none, since the text is one.
+        begin_ids: Ids that every text begins with.
+        end_ids: Ids that end what a model writes.
         digest: SHA-256 of all that determines the ids, in hexadecimal.
     """
 
     kind: str
     vocab_size: int
     eot_id: int | None
+    begin_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
     digest: str
 
     def encode(self, text: str) -> Ids:
@@ -70,7 +74,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class _TableTokenizer:
+class TableTokenizer:
     """What follows from a table of the bytes that each id stands for."""
 
     kind: str
@@ -80,6 +84,8 @@ class _TableTokenizer:
         self._pieces = tuple(pieces)
         self.vocab_size = len(self._pieces)
         self.eot_id = eot_id
+        ends: tuple[int, ...] = () if eot_id is None else (eot_id,)
+        self.begin_ids = self.end_ids = ends
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
@@ -100,10 +106,10 @@ class _TableTokenizer:
     def _save(self, folder: Path, **description: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"kind": self.kind, **description}, ensure_ascii=True)
-        (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
-class ByteTokenizer(_TableTokenizer):
+class ByteTokenizer(TableTokenizer):
     """The 256 bytes of UTF-8 as ids 0 ... 255, and 256 for the end of a document, if any."""
 
     kind = "bytes"
@@ -111,7 +117,7 @@ class ByteTokenizer(_TableTokenizer):
     def __init__(self, *, end_of_text: bool = True) -> None:
         eot = [b""] if end_of_text else []
         super().__init__([bytes([i]) for i in range(256)] + eot, 256 if end_of_text else None)
-        self.digest = _digest(self.kind, self.eot_id)
+        self.digest = digest_of(self.kind, self.eot_id)
 
     def encode(self, text: str) -> Ids:
         """Turn text into the bytes of its UTF-8."""
@@ -122,7 +128,7 @@ class ByteTokenizer(_TableTokenizer):
         self._save(folder, end_of_text=self.eot_id is not None)
 
 
-class CharacterTokenizer(_TableTokenizer):
+class CharacterTokenizer(TableTokenizer):
     """The characters of a text, sorted, as ids; the last id ends a document, if there are any.
 
     A character that the text does not hold cannot be encoded; that is an error.
@@ -141,7 +147,7 @@ class CharacterTokenizer(_TableTokenizer):
         super().__init__([c.encode("utf-8") for c in characters] + eot, eot_id)
         self.characters = characters
         self._points = np.array([ord(c) for c in characters], np.uint32)
-        self.digest = _digest(self.kind, characters, self.eot_id)
+        self.digest = digest_of(self.kind, characters, self.eot_id)
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids, one for each character.
@@ -165,32 +171,28 @@ class CharacterTokenizer(_TableTokenizer):
         self._save(folder, characters=self.characters, end_of_text=self.eot_id is not None)
 
 
-class SubwordTokenizer(_TableTokenizer):
+class SubwordTokenizer(TableTokenizer):
     """Pieces of words and runs of spaces, by SentencePiece; other characters are spelt in bytes.
 
     Nothing is normalised, added or stripped. SentencePiece itself loses one character, U+2581,
     which it uses for the space; here it is spelt in bytes, like any character without a piece.
+
+    Attributes:
+        model_bytes: SentencePiece's own file.
     """
 
     def __init__(self, model: bytes, kind: Literal["bpe", "unigram"]) -> None:
         self.kind = kind
-        self._model = model
+        self.model_bytes = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         eot_id = self._processor.eos_id()
-        pieces = list(map(self._bytes_of, range(self._processor.get_piece_size())))
+        size = self._processor.get_piece_size()
+        pieces = [piece_bytes(self._processor, token) for token in range(size)]
         super().__init__(pieces, eot_id if eot_id >= 0 else None)
         self._space_ids = [
             self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()
         ]
-        self.digest = _digest(kind, hashlib.sha256(model).hexdigest())
-
-    def _bytes_of(self, token: int) -> bytes:
-        if self._processor.is_control(token) or self._processor.is_unknown(token):
-            return b""
-        piece = self._processor.id_to_piece(token)
-        if self._processor.is_byte(token):
-            return bytes([int(piece[1:-1], 16)])
-        return piece.replace(_SPACE, " ").encode("utf-8")
+        self.digest = digest_of(kind, hashlib.sha256(model).hexdigest())
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
@@ -217,10 +219,21 @@ class SubwordTokenizer(_TableTokenizer):
     def save(self, folder: Path) -> None:
         """Write it into a folder."""
         self._save(folder)
-        (folder / _MODEL).write_bytes(self._model)
+        (folder / MODEL).write_bytes(self.model_bytes)
 
 
-def _digest(*parts: object) -> str:
+def piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+    """Give the bytes that an id of SentencePiece stands for."""
+    if processor.is_control(token) or processor.is_unknown(token):
+        return b""
+    piece = processor.id_to_piece(token)
+    if processor.is_byte(token):
+        return bytes([int(piece[1:-1], 16)])
+    return piece.replace(_SPACE, " ").encode("utf-8")
+
+
+def digest_of(*parts: object) -> str:
+    """Compute the SHA-256 of numbers and texts, in hexadecimal."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -332,27 +345,3 @@ def _training_fault(kind: str, vocab_size: int, message: str) -> str:
     else:
         rule, fix = f"does not suit the text ({message})", "Choose another size."
     return f"`vocab_size` of the {kind} tokenizer {rule}; got {vocab_size}. {fix}"
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer that `Tokenizer.save` wrote into a folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is of a kind that this version does not know.
-    """
-    path = folder / _DESCRIPTION
-    if not path.exists():
-        raise FileNotFoundError(
-            f"a folder of a tokenizer must hold {_DESCRIPTION}; {folder} does not. "
-            "Give the folder that `save` was given."
-        )
-    description = json.loads(path.read_text(encoding="utf-8"))
-    kind = description.pop("kind")
-    if kind == "bytes":
-        return ByteTokenizer(**description)
-    if kind == "characters":
-        return CharacterTokenizer(**description)
-    if kind in ("bpe", "unigram"):
-        return SubwordTokenizer((folder / _MODEL).read_bytes(), kind)
-    raise ValueError(f"{path}: `kind` must be bytes, characters, bpe or unigram; got {kind!r}.")

@@ -15,10 +15,19 @@ _TOKENS_AT_A_TIME = 8
 
 @runtime_checkable
 class TextTokenizer(Protocol):
-    """What generation needs of a tokenizer; `eot_id` stands between documents, or is None."""
+    """What generation needs of a tokenizer.
+
+    Attributes:
+        vocab_size: Number of ids.
+        eot_id: The id that stands between documents; None if there is none.
+        begin_ids: Ids that every text begins with.
+        end_ids: Ids that end what a model writes.
+    """
 
     vocab_size: int
     eot_id: int | None
+    begin_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
 
     def encode(self, text: str) -> np.ndarray:
         """Turn text into ids."""
@@ -30,11 +39,12 @@ class TextTokenizer(Protocol):
 def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> np.ndarray:
     """Encode a prompt as the beginning of a document.
 
-    An empty prompt of a tokenizer that knows no documents becomes a line's end, as in nanoGPT.
+    An empty prompt is the end of a document before; where the tokenizer knows no documents, a
+    line's end, as in nanoGPT.
     """
-    if tokenizer.eot_id is None:
-        return tokenizer.encode(prompt or "\n")
-    return np.concatenate([[tokenizer.eot_id], tokenizer.encode(prompt)])
+    if not prompt and not tokenizer.begin_ids:
+        return tokenizer.encode("\n") if tokenizer.eot_id is None else np.array([tokenizer.eot_id])
+    return np.concatenate([tokenizer.begin_ids, tokenizer.encode(prompt)]).astype(np.int32)
 
 
 def stream_text(
@@ -75,7 +85,7 @@ def stream_text(
         sampling,
         max_tokens=max_tokens,
         seed=seed,
-        stop_ids=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        stop_ids=tokenizer.end_ids,
         vocab_size=tokenizer.vocab_size,
     )
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -60,7 +60,7 @@ def describe_python_syntax(
         sampling,
         max_tokens=max_tokens,
         seed=seed,
-        stop_ids=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        stop_ids=tokenizer.end_ids,
         vocab_size=tokenizer.vocab_size,
     )
     programs = (tokenizer.decode(program.tokens) for program in written)

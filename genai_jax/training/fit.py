@@ -9,7 +9,7 @@ from typing import Any
 
 from genai_jax.data.loader import Loader
 from genai_jax.training.checkpoints import Checkpoints
-from genai_jax.training.initialise import begin_from
+from genai_jax.training.initialise import Source, begin_from
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter, make_writers
 from genai_jax.training.run_config import RunConfig
@@ -36,7 +36,7 @@ def fit(
     units_per_row: int = 1,
     flops_per_unit: float | None = None,
     loss_unit: str,
-    init: str = "",
+    init: Source | None = None,
     snapshot_every: int = 0,
 ) -> tuple[TrainState, int]:
     """Train from the newest checkpoint of the run, if there is one, to the last step.
@@ -54,7 +54,7 @@ def fit(
         units_per_row: How many of them a row has.
         flops_per_unit: Model FLOPs of training on one.
         loss_unit: Of the loss, for the axis of the plot.
-        init: Folder of a run whose newest parameters this one begins with; none: those of `state`.
+        init: Reads the parameters that the run begins with; None: those of `state`.
         snapshot_every: Steps between two snapshots of the traces, if the state has some, to the
             run's folder `ema`; 0 makes one at the end only.
 
@@ -102,17 +102,17 @@ def fit(
 
 
 def _resume_or_begin(
-    run: RunDirectory, checkpoints: Checkpoints, state: TrainState, init: str, say: Say
+    run: RunDirectory, checkpoints: Checkpoints, state: TrainState, init: Source | None, say: Say
 ) -> tuple[int, TrainState]:
-    """Find the state to go on from; of the run in `init` nothing is read but by a first start."""
+    """Find the state to go on from; `init` is not asked but by a first start."""
     found = checkpoints.restore(abstract_like(state))
     if found is not None:
         return found
-    if init:
+    if init is not None:
         state, initial = begin_from(init, state)
         run.require_identity({"init": initial.digest})
         checkpoints.provenance = run.provenance()
-        say(f"beginning with {init} after its step {initial.step}")
+        say(f"beginning with {initial.about}")
     return 0, state
 
 

@@ -1,7 +1,9 @@
-"""A run that begins with another run's parameters instead of random ones."""
+"""A run that begins with parameters of another instead of random ones."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
@@ -23,17 +25,21 @@ Part = Literal["ema", "model"]
 
 
 class Initial(NamedTuple):
-    """Parameters of another run.
+    """Parameters that a run begins with.
 
     Attributes:
         model: The parameters, in the dtypes and shardings that were asked for.
-        step: Updates that made them.
-        digest: Which part of which step they are, and a checksum, for the new run's identity.
+        about: Where they are from, in words.
+        digest: Which ones they are, with a checksum, for the new run's identity.
     """
 
     model: PyTree
-    step: int
+    about: str
     digest: str
+
+
+Source = Callable[[PyTree], Initial]
+"""Reads parameters, given the model (or its `jax.ShapeDtypeStruct`s) whose place they take."""
 
 
 def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") -> Initial:
@@ -67,7 +73,7 @@ def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") 
     arrays = read_manifest(folder / str(step))["arrays"]
     chosen = {name: arrays[name] for name in sorted(arrays) if name.split("/")[0] == part}
     digest = f"{part} {step} {crc32(json.dumps(chosen, sort_keys=True).encode()):08x}"
-    return Initial(parts[part], step, digest)
+    return Initial(parts[part], f"{run_folder} after its step {step}", digest)
 
 
 def _parts(folder: Path) -> set[str]:
@@ -96,11 +102,12 @@ def begin_with(state: TrainState, model: PyTree) -> TrainState:
     )
 
 
-def begin_from(run_folder: str | Path, state: TrainState) -> tuple[TrainState, Initial]:
-    """Put the newest parameters of another run into a state that has made no step.
-
-    Raises:
-        RunError, StorageError: As `load_initial`.
-    """
-    initial = load_initial(run_folder, abstract_like(state.model))
+def begin_from(source: Source, state: TrainState) -> tuple[TrainState, Initial]:
+    """Put parameters from elsewhere into a state that has made no step."""
+    initial = source(abstract_like(state.model))
     return begin_with(state, initial.model), initial
+
+
+def from_run(run_folder: str) -> Source | None:
+    """Make what reads the newest parameters of a run; of no folder, none."""
+    return functools.partial(load_initial, run_folder) if run_folder else None

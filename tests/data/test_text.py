@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from genai_jax.data import text as text_module
+from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.text import TextConfig, load_text
-from genai_jax.data.tokenizers import load_tokenizer
 
 POEM = f"{inspect.getsource(heapq)}\nünd é\n"
 

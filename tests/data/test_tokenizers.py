@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genai_jax.data.corpora import read_documents
+from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.tokenizers import (
     ByteTokenizer,
     CharacterTokenizer,
     SubwordTokenizer,
     Tokenizer,
-    load_tokenizer,
     train_tokenizer,
 )
 

@@ -8,7 +8,7 @@ import pytest
 
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.training.checkpoints import Checkpoints
-from genai_jax.training.initialise import begin_from, load_initial
+from genai_jax.training.initialise import begin_from, from_run, load_initial
 from genai_jax.training.run_directory import RunError, open_run
 from genai_jax.training.state import abstract_like, init_state
 
@@ -45,7 +45,7 @@ def test_the_average_is_preferred_and_cast_to_what_is_asked_for(averaged):
         assert initial.model["bias"].dtype == jnp.bfloat16
         for name, value in VALUES.items():
             np.testing.assert_array_equal(initial.model[name].astype(float), factor * value)
-        assert initial.step == 4
+        assert initial.about == f"{averaged} after its step 4"
         assert initial.digest.startswith(f"{prefer} 4 ")
 
 
@@ -66,7 +66,7 @@ def test_digests_tell_parameters_apart(tmp_path):
 
 
 def test_a_state_begins_with_them_in_every_average_and_nothing_else(averaged):
-    state, _ = begin_from(averaged, make_state(scale=9.0, traces=("0.1",)))
+    state, _ = begin_from(from_run(str(averaged)), make_state(scale=9.0, traces=("0.1",)))
     untouched = make_state(scale=9.0)
     for tree in (state.model, state.ema, state.traces["0.1"]):
         np.testing.assert_array_equal(tree["head"], VALUES["head"] / 2)

@@ -1,0 +1,127 @@
+"""Language models to write and measure with: runs of ours, and folders of Hugging Face's."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
+from genai_jax.data.saved_tokenizers import load_tokenizer
+from genai_jax.data.tokenizers import Tokenizer
+from genai_jax.interop.family import NOT_SHAPE
+from genai_jax.interop.origin import Origin, load_origin
+from genai_jax.interop.pretrained import PretrainedFolder
+from genai_jax.models.lm import LanguageModel
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.training.checkpoints import load_part
+from genai_jax.training.initialise import Initial, Source, from_run
+from genai_jax.training.posthoc_ema import reconstruct
+from genai_jax.training.run_directory import RunError, read_run
+from genai_jax.training.saved_config import from_json
+from genai_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TextModel:
+    """A language model and what it reads and writes with.
+
+    Attributes:
+        model: Its parameters.
+        tokenizer: Its tokenizer.
+        about: Where it is from, in words.
+        origin: Of the folder of Hugging Face's that it began as; None if it did not.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    about: str
+    origin: Origin | None = None
+
+
+def is_pretrained(folder: str | Path) -> bool:
+    """Whether a folder is one of Hugging Face's, by its `config.json`, and not a run."""
+    try:
+        said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and "model_type" in said
+
+
+def load_text_model(folder: str, sigma_rel: float = 0.0) -> TextModel:
+    """Load a language model with its tokenizer.
+
+    Args:
+        folder: Of a run, or one of Hugging Face's.
+        sigma_rel: Length of an average to make from a run's snapshots; 0: the newest parameters
+            (their average, where it keeps one).
+
+    Raises:
+        RunError: If there is no such run, or none with a checkpoint.
+        ValueError: If a folder of Hugging Face's cannot be read.
+    """
+    if is_pretrained(folder):
+        if sigma_rel:
+            raise ValueError(
+                f"an average can be made of a run's snapshots only; {folder} is no run. Leave out "
+                "--ema-sigma-rel."
+            )
+        source = PretrainedFolder(folder)
+        tokenizer = load_pretrained_tokenizer(Path(folder))
+        return TextModel(source.load(), tokenizer, describe_folder(folder, source), source.origin)
+    return _load_run(Path(folder), sigma_rel)
+
+
+def describe_folder(folder: str, source: PretrainedFolder) -> str:
+    """Say what a folder of Hugging Face's holds."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(source.abstract()))
+    kind = source.config.param_dtype
+    return f"{folder}, {source.family.model_type}, {count:,} parameters in {kind}"
+
+
+def _load_run(path: Path, sigma_rel: float) -> TextModel:
+    config, _ = read_run(path)
+    tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
+    shape = from_json(TransformerConfig, config["model"])
+    shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
+    part = "ema" if sigma_rel or config["ema_decay"] else "model"
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, "float32" if part == "ema" else x.dtype, sharding=device
+        ),
+        jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0))),
+    )
+    if sigma_rel:
+        made = reconstruct(path / "ema", like, sigma_rel)
+        return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin)
+    found = load_part(path / "checkpoints", {part: like})
+    if found is None:
+        raise RunError(
+            f"a run must have a checkpoint to be sampled from; {path} has none yet. Wait for the "
+            "first one (--save-every), or train with the same command again."
+        )
+    step, parts = found
+    return TextModel(parts[part], tokenizer, f"{path}, step {step}", origin)
+
+
+def init_source(folder: str) -> Source | None:
+    """Make what reads the parameters that a run begins with: of a run, or of such a folder."""
+    if folder and is_pretrained(folder):
+        return functools.partial(_load_initial, folder)
+    return from_run(folder)
+
+
+def _load_initial(folder: str, like: PyTree) -> Initial:
+    source = PretrainedFolder(folder)
+    return Initial(
+        source.load(like), describe_folder(folder, source), f"folder {source.checksum()}"
+    )
+
+
+def adopt(model: TransformerConfig, folder: str) -> TransformerConfig:
+    """Give a model the shape of a folder of Hugging Face's; how it trains and computes stays."""
+    kept: dict[str, Any] = {name: getattr(model, name) for name in NOT_SHAPE}
+    return dataclasses.replace(PretrainedFolder(folder).config, **kept)

@@ -1,0 +1,179 @@
+"""A folder of Hugging Face's in the scripts: written with, trained, and out again."""
+
+import dataclasses
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+
+from experiments import convert_checkpoint, lm_pretrain, lm_sample
+from genai_jax.interop.export import save_pretrained
+from genai_jax.interop.pretrained import PretrainedFolder
+from genai_jax.models.lm import LanguageModel
+from genai_jax.nn.config import TransformerConfig
+from tests import kill_and_resume
+
+SHAPE = TransformerConfig(
+    vocab_size=320, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=32
+)
+TRAINING = (
+    *("--steps", "3", "--batch-size", "16", "--length", "16", "--evaluation-rows", "16"),
+    *("--evaluate-every", "3", "--save-every", "3", "--sample-tokens", "4", "--no-compare-xz"),
+    *("--schedule.peak", "0.1", "--schedule.warmup-steps", "0"),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return kill_and_resume.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory, corpus):
+    """A Llama in bfloat16 with a SentencePiece tokenizer, as its authors might publish it."""
+    folder = tmp_path_factory.mktemp("theirs")
+    model = LanguageModel(SHAPE, jax.random.key(0))
+    save_pretrained(folder, model, dtype=np.dtype(jax.numpy.bfloat16))
+    written = io.BytesIO()
+    lines = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2]}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+@pytest.fixture
+def convert(run):
+    def call(source, out, *flags):
+        return run(convert_checkpoint, "--model", str(source), "--out", str(out), *flags)
+
+    return call
+
+
+@pytest.fixture
+def train(run, corpus):
+    def call(init, workdir, *flags):
+        where = ("--init", str(init), "--workdir", str(workdir), "--data.path", f"{corpus}/*.txt")
+        return run(lm_pretrain, *TRAINING, *where, *flags)
+
+    return call
+
+
+def assert_same_folders(one, other):
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_folder_becomes_a_run_and_comes_back_as_it_was(theirs, convert, run, tmp_path):
+    assert convert(theirs, tmp_path / "run")[0] == 0
+    sampling = ("--prompt", "alpha ", "--max-tokens", "6")
+    code, text, about = run(lm_sample, "--model", str(theirs), *sampling)
+    assert code == 0 and text.startswith("alpha ") and "bfloat16" in about
+    code, again, about = run(lm_sample, "--model", str(tmp_path / "run"), *sampling)
+    assert code == 0 and again == text and "step 0" in about
+    code, out, _ = convert(tmp_path / "run", tmp_path / "back")
+    assert code == 0 and f"written to {tmp_path / 'back'}" in out
+    assert_same_folders(theirs, tmp_path / "back")
+
+
+def test_a_folder_is_trained_and_goes_out_in_its_own_form(theirs, train, convert, run, tmp_path):
+    code, out, _ = train(theirs, tmp_path / "run")
+    assert code == 0
+    assert f"beginning with {theirs}, llama" in out and "tokenizer: sentencepiece, 300 ids" in out
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["config"]["model"]["num_layers"] == 2  # so the folder is not needed any more
+    moved = shutil.copytree(theirs, tmp_path / "moved")
+    assert train(theirs, tmp_path / "run")[0] == 0  # the same command again has nothing to do
+    assert convert(tmp_path / "run", tmp_path / "out")[0] == 0
+    before, after = PretrainedFolder(moved), PretrainedFolder(tmp_path / "out")
+    assert after.config == before.config and after.config.param_dtype == "bfloat16"
+    assert (tmp_path / "out" / "config.json").read_text() == (theirs / "config.json").read_text()
+    for name in ("tokenizer.model", "generation_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (theirs / name).read_bytes()
+    moves = [
+        np.abs(np.asarray(x, np.float32) - np.asarray(y, np.float32)).max()
+        for x, y in zip(jax.tree.leaves(before.load()), jax.tree.leaves(after.load()), strict=True)
+    ]
+    assert min(moves) > 0  # every parameter has learnt
+    assert convert(tmp_path / "run", tmp_path / "wide", "--dtype", "float32")[0] == 0
+    assert PretrainedFolder(tmp_path / "wide").config.param_dtype == "float32"
+    assert '"torch_dtype": "float32"' in (tmp_path / "wide" / "config.json").read_text()
+
+
+def test_a_run_of_ours_goes_out_with_its_tokenizer(run, convert, corpus, tmp_path):
+    shape = (
+        *("--model.num-layers", "2", "--model.embed-dim", "16", "--model.num-heads", "2"),
+        *("--model.mlp-dim", "32", "--model.max-length", "16", "--data.vocab-size", "300"),
+    )
+    where = ("--workdir", str(tmp_path / "run"), "--data.path", f"{corpus}/*.txt")
+    assert run(lm_pretrain, *TRAINING, *shape, *where)[0] == 0
+    code, out, _ = convert(tmp_path / "run", tmp_path / "out", "--max-file-gb", "1e-6")
+    assert code == 0 and "tokenizer: tokenizer.model" in out
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    sampling = ("--prompt", "alpha ", "--max-tokens", "6", "--temperature", "0")
+    ours = run(lm_sample, "--model", str(tmp_path / "run"), *sampling)
+    out = run(lm_sample, "--model", str(tmp_path / "out"), *sampling)
+    assert ours[:2] == out[:2]
+
+
+def test_what_cannot_be_is_refused(theirs, convert, train, run, tmp_path):
+    code, _, err = convert(theirs, theirs)
+    assert code == 2 and "must be a new or empty folder" in err
+    code, _, err = convert(tmp_path / "nothing", tmp_path / "out")
+    assert code == 2 and "a run has a config.json" in err and not (tmp_path / "out").exists()
+    code, _, err = convert(tmp_path / "nothing", tmp_path / "out", "--to", "run")
+    assert code == 2 and "no folder of Hugging Face's" in err
+    code, _, err = train(theirs, tmp_path / "long", "--length", "64")
+    assert code == 2 and "Give --length 32" in err and not (tmp_path / "long").exists()
+    broken = shutil.copytree(theirs, tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-7])
+    for code, _, err in (
+        run(lm_sample, "--model", str(broken)),
+        convert(broken, tmp_path / "out"),
+        train(broken, tmp_path / "new"),
+    ):
+        assert code == 2 and "the file is cut off" in err
+    (broken / "model.safetensors").write_bytes(weights)
+    (broken / "tokenizer.model").unlink()
+    code, _, err = run(lm_sample, "--model", str(broken))
+    assert code == 2 and "must hold tokenizer.json or tokenizer.model" in err
+    code, _, err = run(lm_sample, "--model", str(broken), "--ema-sigma-rel", "0.1")
+    assert code == 2 and "is no run" in err
+
+
+def test_a_model_of_no_family_stays_here(run, convert, corpus, tmp_path):
+    flags = ("--model.norm-offset", "0.5", "--model.max-length", "16", "--data.tokenizer", "bytes")
+    where = ("--workdir", str(tmp_path / "run"), "--data.path", f"{corpus}/*.txt")
+    small = ("--model.num-layers", "1", "--model.embed-dim", "16", "--model.num-heads", "2")
+    assert run(lm_pretrain, *TRAINING, *flags, *where, *small)[0] == 0
+    code, _, err = convert(tmp_path / "run", tmp_path / "out")
+    assert code == 2 and "of a known family" in err and "`norm_offset` 0.5" in err
+
+
+def test_the_shape_is_the_folder_s_and_how_to_compute_is_the_user_s(theirs):
+    config = lm_pretrain.PretrainConfig(
+        init=str(theirs), length=16, model=TransformerConfig(dropout=0.1, layers="scanned")
+    )
+    adopted = lm_pretrain.begin_as(config).model
+    assert dataclasses.replace(adopted, dropout=0.0, layers="unrolled") == dataclasses.replace(
+        PretrainedFolder(theirs).config, param_dtype="float32"
+    )
+    assert adopted.dropout == 0.1 and adopted.layers == "scanned"
