@@ -14,16 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from genai_jax.decoding.sampling import SamplingConfig, Settings, sample_tokens, settings_of
+from genai_jax.decoding.adjustments import Seen, adjust_logits, count_drawn
+from genai_jax.decoding.requests import (
+    NO_TOKEN,
+    Tokens,
+    check_request,
+    checked,
+    for_each,
+    newest,
+    seen_in,
+    stop_table,
+)
+from genai_jax.decoding.sampling import SamplingConfig, Settings, draw_tokens, settings_of
 from genai_jax.types import PyTree
 
-Tokens = Sequence[int] | np.ndarray
-Reason = Literal["stop", "length", "context"]
+Reason = Literal["stop", "length", "context", "broken"]
 
 _CHUNK = 512  # tokens of a prompt at a time: bounds the attention logits of a long one
 _FEWEST_SLOTS = 64
 _STEPS = 64  # tokens of a row that one call may draw
-_NO_TOKEN = -1
 
 
 @runtime_checkable
@@ -47,13 +56,18 @@ class Generated(NamedTuple):
 
     Attributes:
         tokens: What was drawn, the stop id included where there was one.
-        log_probs: log p(token | all before) of the model itself: before temperature and filters.
-        reason: Why it ended: a stop id (or the caller); `max_tokens`; the model's context is full.
+        log_probs: log p(token | all before) of the model itself: before everything else.
+        drawn_log_probs: Logarithm of the probability with which it was drawn: after penalties,
+            temperature and filters. The difference of the two is what a policy gradient needs to
+            know of the filters.
+        reason: Why it ended: a stop id (or the caller); `max_tokens`; the model's context is full;
+            the model's logits are no numbers, or leave nothing to draw.
         cut: How many of the prompt's oldest tokens were dropped, since it exceeds the context.
     """
 
     tokens: np.ndarray
     log_probs: np.ndarray
+    drawn_log_probs: np.ndarray
     reason: Reason
     cut: int
 
@@ -64,11 +78,13 @@ class Chunk(NamedTuple):
     Attributes:
         tokens: A row's new tokens; of ended rows none.
         log_probs: Their log-probabilities.
+        drawn_log_probs: Those with which they were drawn.
         ended: Which rows have drawn their last token.
     """
 
     tokens: list[np.ndarray]
     log_probs: list[np.ndarray]
+    drawn_log_probs: list[np.ndarray]
     ended: np.ndarray
 
 
@@ -82,7 +98,7 @@ class _Limits(NamedTuple):
     """
 
     length: Int[Any, " b"]
-    stop_ids: Int[Any, " stops"]
+    stop_ids: Int[Any, "b s"]
     vocab_size: Int[Any, ""]
 
 
@@ -93,13 +109,31 @@ class _Progress(NamedTuple):
         cache: Of all tokens but each row's last.
         token: The last token of a row.
         position: Its position.
+        seen: What stands in the rows.
         ended: Rows that draw no more.
+        broken: Rows that ended since there was nothing to draw.
     """
 
     cache: PyTree
     token: Int[Any, " b"]
     position: Int[Any, " b"]
+    seen: Seen
     ended: Bool[Any, " b"]
+    broken: Bool[Any, " b"]
+
+
+class _Written(NamedTuple):
+    """What one call draws, by step; -1 where a row has ended.
+
+    Attributes:
+        tokens: The tokens.
+        log_probs: Of the model.
+        drawn_log_probs: With which they were drawn.
+    """
+
+    tokens: Int[Array, "b n"]
+    log_probs: Float[Array, "b n"]
+    drawn_log_probs: Float[Array, "b n"]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -125,37 +159,53 @@ def _advance(
     limits: _Limits,
     halt: Bool[Any, " b"],
     steps: Int[Any, ""],
-) -> tuple[_Progress, Int[Array, "b n"], Float[Array, "b n"]]:
+) -> tuple[_Progress, _Written]:
     """Draw up to `steps` tokens a row, until all rows have ended; `halt` ends rows before it."""
     rows = seeds.shape[0]
     keys = jax.vmap(jax.random.key)(seeds)
-    tokens = jnp.full((rows, _STEPS), _NO_TOKEN, jnp.int32)
-    log_probs = jnp.zeros((rows, _STEPS), jnp.float32)
+    nothing = jnp.zeros((rows, _STEPS), jnp.float32)
+    written = _Written(jnp.full((rows, _STEPS), NO_TOKEN, jnp.int32), nothing, nothing)
 
     def unfinished(carry: Any) -> Bool[Array, ""]:
-        step, progress, _, _ = carry
+        step, progress, _ = carry
         return (step < steps) & ~progress.ended.all()
 
     def draw(carry: Any) -> Any:
-        step, (cache, token, position, ended), tokens, log_probs = carry
+        step, (cache, token, position, seen, ended, broken), written = carry
         hidden, cache = model.decode(token[:, None], cache, position[:, None])
         logits = model.logits(hidden)[:, 0].astype(jnp.float32)
+        known = jnp.arange(logits.shape[-1]) < limits.vocab_size
+        adjusted = adjust_logits(
+            jnp.where(known, logits, -jnp.inf), settings.adjustments, seen, limits.stop_ids
+        )
+        broken |= ~ended & ~_can_be_drawn_from(adjusted)
+        ended |= broken
         position = position + ~ended
         # A token's noise is keyed by its row's seed and its own position: by nothing around it.
         row_keys = jax.vmap(jax.random.fold_in)(keys, position)
-        known = jnp.arange(logits.shape[-1]) < limits.vocab_size
-        drawn = sample_tokens(jnp.where(known, logits, -jnp.inf), row_keys, settings)
-        token = jnp.where(ended, token, drawn.astype(jnp.int32))
+        drawn = draw_tokens(adjusted, row_keys, settings.temperature, settings.filters)
+        token = jnp.where(ended, token, drawn.tokens.astype(jnp.int32))
         chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        tokens = tokens.at[:, step].set(jnp.where(ended, _NO_TOKEN, token))
-        log_probs = log_probs.at[:, step].set(chosen - jax.nn.logsumexp(logits, axis=-1))
-        ended |= (token[:, None] == limits.stop_ids).any(-1) | (position + 1 >= limits.length)
-        return step + 1, _Progress(cache, token, position, ended), tokens, log_probs
+        written = _Written(
+            written.tokens.at[:, step].set(jnp.where(ended, NO_TOKEN, token)),
+            written.log_probs.at[:, step].set(chosen - jax.nn.logsumexp(logits, axis=-1)),
+            written.drawn_log_probs.at[:, step].set(drawn.log_probs),
+        )
+        seen = count_drawn(seen, token, ~ended)
+        stops = (token[:, None] == limits.stop_ids).any(-1)
+        ended |= stops & (seen.length >= settings.adjustments.min_tokens)
+        ended |= position + 1 >= limits.length
+        return step + 1, _Progress(cache, token, position, seen, ended, broken), written
 
     progress = progress._replace(ended=progress.ended | halt)
-    carry = (jnp.int32(0), progress, tokens, log_probs)
-    _, progress, tokens, log_probs = jax.lax.while_loop(unfinished, draw, carry)
-    return progress, tokens, log_probs
+    _, progress, written = jax.lax.while_loop(unfinished, draw, (jnp.int32(0), progress, written))
+    return progress, written
+
+
+def _can_be_drawn_from(logits: Float[Array, "b v"]) -> Bool[Array, " b"]:
+    """Whether a row's logits are numbers, and not all of them -inf."""
+    highest = logits.max(-1)  # NaN where any is
+    return jnp.isfinite(highest)
 
 
 class Generation:
@@ -175,9 +225,9 @@ class Generation:
         prompts: Sequence[Tokens],
         sampling: SamplingConfig | Sequence[SamplingConfig],
         *,
-        max_tokens: int,
+        max_tokens: int | Sequence[int],
         seed: int | Sequence[int] = 0,
-        stop_ids: Sequence[int] = (),
+        stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
         vocab_size: int | None = None,
     ) -> None:
         """Read the prompts into a cache.
@@ -187,36 +237,35 @@ class Generation:
             prompts: Token ids, at least one a prompt. One longer than the context loses its
                 oldest tokens, so that `max_tokens`, or half of the context, can follow.
             sampling: How tokens are drawn: for all rows, or for each.
-            max_tokens: Most tokens to draw for a row; fewer where the context is full before.
+            max_tokens: Most tokens to draw, for all rows or for each; fewer where the context is
+                full before.
             seed: Of the noise, for each row; a single one gives row i `seed + i`.
-            stop_ids: Tokens that end a row.
+            stop_ids: Tokens that end a row, at most 64: for all rows, or lists for each.
             vocab_size: Number of ids that may be drawn; None is the model's.
 
         Raises:
-            ValueError: If a prompt is empty or holds an id that the model does not have.
+            ValueError: If a prompt is empty or holds an id that the model does not have, or what is
+                asked for contradicts itself.
         """
         rows, limit = len(prompts), model.config.max_length
-        if max_tokens < 1:
-            raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
         known = model.config.vocab_size if vocab_size is None else vocab_size
-        arrays = [_checked(prompt, known) for prompt in prompts]
-        kept = [_newest(prompt, max_tokens, limit) for prompt in arrays]
+        configs = for_each("sampling", sampling, rows, SamplingConfig)
+        most = np.array(for_each("max_tokens", max_tokens, rows, int), np.int32)
+        seeds = range(seed, seed + rows) if isinstance(seed, int) else list(seed)
+        for_each("seed", seeds, rows, int)
+        stops = stop_table(stop_ids, rows)
+        for config, number in zip(configs, most, strict=True):
+            check_request(config, int(number), known)
+
+        arrays = [checked(prompt, known) for prompt in prompts]
+        kept = [newest(prompt, int(n), limit) for prompt, n in zip(arrays, most, strict=True)]
         lengths = np.array([len(prompt) for prompt in kept], np.int32)
         self.cut = [len(whole) - len(part) for whole, part in zip(arrays, kept, strict=True)]
         self.ended = np.zeros(rows, bool)
-
-        configs = [sampling] * rows if isinstance(sampling, SamplingConfig) else sampling
-        seeds = range(seed, seed + rows) if isinstance(seed, int) else seed
-        self._settings = settings_of(configs)
+        self._most = most
+        self._settings = settings_of(configs, model.config.vocab_size)
         self._seeds = np.array([number % 2**32 for number in seeds], np.uint32)
-        if not len(configs) == len(seeds) == rows:
-            raise ValueError(
-                "`sampling` and `seed` must be one, or one for each prompt; got "
-                f"{len(configs)} and {len(seeds)} for {rows} prompts."
-            )
-        stops = np.full(_power_of_two(len(stop_ids), least=4), _NO_TOKEN, np.int32)
-        stops[: len(stop_ids)] = stop_ids
-        totals = np.minimum(lengths + max_tokens, limit).astype(np.int32)
+        totals = np.minimum(lengths + most, limit).astype(np.int32)
         self._limits = _Limits(totals, stops, np.int32(known))
 
         slots = min(limit, _power_of_two(int(totals.max()), least=_FEWEST_SLOTS))
@@ -230,7 +279,9 @@ class Generation:
             part = padded[:, start : start + width]
             cache = _prefill(self._model, cache, part, np.int32(start))
         last = padded[np.arange(rows), lengths - 1]
-        self._progress = _Progress(cache, last, lengths - 1, self.ended)
+        seen = seen_in(kept, model.config.vocab_size)
+        none = np.zeros(rows, bool)
+        self._progress = _Progress(cache, last, lengths - 1, seen, none, none)
 
     def advance(self, steps: int = _STEPS, *, halt: np.ndarray | None = None) -> Chunk:
         """Draw the next tokens of the rows that have not ended.
@@ -240,7 +291,7 @@ class Generation:
             halt: Rows to end before that, for reasons of the caller's own.
         """
         halt = np.zeros_like(self.ended) if halt is None else halt
-        self._progress, tokens, log_probs = _advance(
+        self._progress, written = _advance(
             self._model,
             self._progress,
             self._settings,
@@ -249,13 +300,20 @@ class Generation:
             halt,
             np.int32(min(steps, _STEPS)),
         )
-        tokens, log_probs, self.ended = jax.device_get((tokens, log_probs, self._progress.ended))
-        drawn = tokens != _NO_TOKEN
-        return Chunk(
-            [row[mask] for row, mask in zip(tokens, drawn, strict=True)],
-            [row[mask] for row, mask in zip(log_probs, drawn, strict=True)],
-            self.ended,
+        written, self.ended = jax.device_get((written, self._progress.ended))
+        drawn = written.tokens != NO_TOKEN
+        tokens, log_probs, drawn_log_probs = (
+            [row[mask] for row, mask in zip(x, drawn, strict=True)] for x in written
         )
+        return Chunk(tokens, log_probs, drawn_log_probs, self.ended)
+
+    def reason(self, row: int, tokens: np.ndarray) -> Reason:
+        """Say why a row has ended that drew these tokens in all."""
+        if bool(self._progress.broken[row]):
+            return "broken"
+        if len(tokens) and tokens[-1] in self._limits.stop_ids[row]:
+            return "stop"
+        return "length" if len(tokens) == self._most[row] else "context"
 
 
 def generate(
@@ -263,9 +321,9 @@ def generate(
     prompts: Sequence[Tokens],
     sampling: SamplingConfig | Sequence[SamplingConfig],
     *,
-    max_tokens: int,
+    max_tokens: int | Sequence[int],
     seed: int | Sequence[int] = 0,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     vocab_size: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[Generated]:
@@ -299,36 +357,10 @@ def generate(
     for row, cut in enumerate(generation.cut):
         tokens = np.concatenate([chunk.tokens[row] for chunk in chunks])
         log_probs = np.concatenate([chunk.log_probs[row] for chunk in chunks])
-        results.append(Generated(tokens, log_probs, _reason(tokens, max_tokens, stop_ids), cut))
+        drawn_log_probs = np.concatenate([chunk.drawn_log_probs[row] for chunk in chunks])
+        reason = generation.reason(row, tokens)
+        results.append(Generated(tokens, log_probs, drawn_log_probs, reason, cut))
     return results
-
-
-def _reason(tokens: np.ndarray, max_tokens: int, stop_ids: Sequence[int]) -> Reason:
-    if len(tokens) and tokens[-1] in stop_ids:
-        return "stop"
-    return "length" if len(tokens) == max_tokens else "context"
-
-
-def _checked(prompt: Tokens, vocab_size: int) -> np.ndarray:
-    tokens = np.asarray(prompt, np.int32)
-    if not tokens.size:
-        raise ValueError(
-            "a prompt must hold at least one token; got none. Begin with the end-of-text id, as "
-            "documents do."
-        )
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise ValueError(
-            f"a prompt's ids must be from 0 to {vocab_size - 1}; got {tokens.min()} to "
-            f"{tokens.max()}. Encode it with the tokenizer that the model was trained with."
-        )
-    return tokens
-
-
-def _newest(prompt: np.ndarray, max_tokens: int, limit: int) -> np.ndarray:
-    """Drop the oldest tokens of a prompt that leaves no room to draw one."""
-    if len(prompt) < limit:
-        return prompt
-    return prompt[-max(1, limit - min(max_tokens, limit // 2)) :]
 
 
 def _chunks(length: int, slots: int) -> Iterator[tuple[int, int]]:

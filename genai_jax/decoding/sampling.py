@@ -1,69 +1,184 @@
-"""Which token comes next: temperature, top-k and top-p as pure functions of logits.
+"""Which token comes next: settings of a row, and one draw as a pure function of logits.
 
 Every setting is an array with one value a row, so that rows of one batch may differ, and changing a
 value compiles nothing. B rows, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key
+
+from genai_jax.decoding.adjustments import Adjustments
+from genai_jax.decoding.filters import Filters, kept_tokens
 
 _Numbers = np.ndarray | Array
+
+MOST_FORCED = 64
+"""Most tokens that a row can be made to begin with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn; the filters apply in this order.
+    """How the tokens of a row are drawn, in the order of Hugging Face's `generate`.
+
+    First the bias, then the penalties, the least length and what is forbidden or forced; then the
+    temperature; then the filters, each on what the ones before have left.
 
     Attributes:
         temperature: Divides the logits; 0 always takes the likeliest token, 1 is the model's own
             distribution.
         top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Of these, keep the fewest likeliest whose probabilities sum to p; 1 keeps all.
+        top_p: Keep the fewest likeliest tokens whose probabilities sum to p; 1 keeps all.
+        min_p: Keep tokens at least this many times as likely as the likeliest; 0 keeps all.
+        typical_p: Keep the fewest tokens whose surprise is nearest to the expected one and whose
+            probabilities sum to p; 1 keeps all.
+        repetition_penalty: Divides positive logits, and multiplies others, of tokens of the prompt
+            and of the text so far; 1 changes nothing, above 1 discourages.
+        presence_penalty: Is subtracted from the logits of tokens drawn so far.
+        frequency_penalty: Is subtracted as often as they were drawn.
+        logit_bias: Is added to the logits of some ids; -inf forbids one.
+        forbidden: Ids that are never drawn.
+        forced: Ids that the text begins with, at most 64.
+        min_tokens: Until so many are drawn, nothing ends the text.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    forbidden: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if not 0 <= self.temperature < float("inf"):
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(
                 f"`temperature` must be at least 0; got {self.temperature}. 0 takes the likeliest "
                 "token, 1 is the model's own distribution."
             )
-        if self.top_k < 0:
-            raise ValueError(f"`top_k` must be at least 0; got {self.top_k}. 0 keeps all tokens.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be in (0, 1]; got {self.top_p}. 1 keeps all tokens.")
+        for name in ("top_k", "min_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"`{name}` must be at least 0; got {getattr(self, name)}. 0 does without."
+                )
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"`{name}` must be in (0, 1]; got {getattr(self, name)}. 1 keeps all tokens."
+                )
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"`min_p` must be in [0, 1]; got {self.min_p}. 0 keeps all tokens.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"`repetition_penalty` must be above 0; got {self.repetition_penalty}. 1 changes "
+                "nothing."
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(
+                    f"`{name}` must be a number; got {getattr(self, name)}. 0 changes nothing."
+                )
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(
+                    f"`logit_bias` must be numbers or -inf; got {bias} for id {token}. To have a "
+                    "token for certain, give it in `forced`."
+                )
+        if len(self.forced) > MOST_FORCED:
+            raise ValueError(
+                f"`forced` must have at most {MOST_FORCED} ids; got {len(self.forced)}. Put what "
+                "the text begins with into the prompt."
+            )
+        both = set(self.forced) & set(self.forbidden)
+        if both:
+            raise ValueError(f"ids must not be both `forced` and `forbidden`; got {sorted(both)}.")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All ids that it names."""
+        return (*self.logit_bias, *self.forbidden, *self.forced)
 
 
 class Settings(NamedTuple):
     """A `SamplingConfig` for every row, as arrays."""
 
     temperature: Float[_Numbers, " b"]
-    top_k: Int[_Numbers, " b"]
-    top_p: Float[_Numbers, " b"]
+    filters: Filters
+    adjustments: Adjustments
 
 
-def settings_of(configs: Sequence[SamplingConfig]) -> Settings:
-    """Put the configurations of rows into arrays."""
+def settings_of(configs: Sequence[SamplingConfig], vocab_size: int) -> Settings:
+    """Put the configurations of rows into arrays.
+
+    Args:
+        configs: Of the rows.
+        vocab_size: V, of the model's logits.
+
+    Raises:
+        ValueError: If one names an id that is not below V.
+    """
+    bias = np.zeros((len(configs), vocab_size), np.float32)
+    forced = np.full((len(configs), MOST_FORCED), -1, np.int32)
+    for row, config in enumerate(configs):
+        wrong = [token for token in config.ids if not 0 <= token < vocab_size]
+        if wrong:
+            raise ValueError(f"ids must be from 0 to {vocab_size - 1}; got {wrong[:5]}.")
+        for token, value in config.logit_bias.items():
+            bias[row, token] = value
+        bias[row, list(config.forbidden)] = -np.inf
+        forced[row, : len(config.forced)] = config.forced
+
+    def each(name: str, dtype: type = np.float32) -> np.ndarray:
+        return np.array([getattr(config, name) for config in configs], dtype)
+
     return Settings(
-        np.array([config.temperature for config in configs], np.float32),
-        np.array([config.top_k for config in configs], np.int32),
-        np.array([config.top_p for config in configs], np.float32),
+        each("temperature"),
+        Filters(each("top_k", np.int32), each("top_p"), each("min_p"), each("typical_p")),
+        Adjustments(
+            bias,
+            each("repetition_penalty"),
+            each("presence_penalty"),
+            each("frequency_penalty"),
+            each("min_tokens", np.int32),
+            forced,
+        ),
     )
 
 
-def sample_tokens(
-    logits: Float[Array, "b v"], keys: Key[Array, " b"], settings: Settings
-) -> Int[Array, " b"]:
+class Drawn(NamedTuple):
+    """A token a row.
+
+    Attributes:
+        tokens: Which.
+        log_probs: Logarithm of the probability with which it was drawn, that is, after temperature
+            and filters; 0 where the likeliest is always taken.
+    """
+
+    tokens: Int[Array, " b"]
+    log_probs: Float[Array, " b"]
+
+
+def draw_tokens(
+    logits: Float[Array, "b v"],
+    keys: Key[Array, " b"],
+    temperature: Float[_Numbers, " b"],
+    filters: Filters,
+) -> Drawn:
     r"""Draw a token a row from $\mathrm{softmax}(l / \tau)$ over the tokens that the filters keep.
 
     By inversion: the first token whose cumulative probability exceeds a uniform number. That takes
@@ -73,66 +188,16 @@ def sample_tokens(
     Args:
         logits: Unnormalised log-probabilities l; -inf is never drawn.
         keys: One a row.
-        settings: Of the rows.
+        temperature: $\tau$ of the rows.
+        filters: Of the rows.
     """
-    heat = settings.temperature[:, None]
+    heat = temperature[:, None]
     scaled = logits.astype(jnp.float32) / jnp.where(heat > 0, heat, 1)
-    kept = jnp.where(kept_tokens(scaled, settings), scaled, -jnp.inf)
-    cumulative = jnp.cumsum(jax.nn.softmax(kept, axis=-1), axis=-1)
+    kept = jnp.where(kept_tokens(scaled, filters), scaled, -jnp.inf)
+    log_p = jax.nn.log_softmax(kept, axis=-1)
+    cumulative = jnp.cumsum(jnp.exp(log_p), axis=-1)
     uniform = jax.vmap(jax.random.uniform)(keys)[:, None]
-    drawn = jnp.sum(cumulative <= uniform * cumulative[:, -1:], axis=-1)
-    return jnp.where(heat[:, 0] > 0, drawn, jnp.argmax(scaled, axis=-1))
-
-
-def kept_tokens(logits: Float[Array, "b v"], settings: Settings) -> Bool[Array, "b v"]:
-    """Say which tokens top-k, and then top-p, keep; the likeliest is always among them.
-
-    A token that is as likely as the last one kept is kept too.
-
-    Args:
-        logits: After the temperature.
-        settings: Of the rows; the temperature is not read.
-
-    Reference: top-k: Fan et al., arXiv:1805.04833, section 5; top-p: Holtzman et al.,
-        arXiv:1904.09751, eq. 2 and 3.
-    """
-    top_k, top_p = settings.top_k[:, None], settings.top_p[:, None]
-
-    def likeliest_k() -> Bool[Array, "b v"]:
-        return _fewest(logits, lambda some: jnp.sum(some, -1, keepdims=True) >= top_k)
-
-    def likeliest_p(kept: Bool[Array, "b v"]) -> Bool[Array, "b v"]:
-        probabilities = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)
-        mass = lambda some: jnp.sum(jnp.where(some, probabilities, 0), -1, keepdims=True)  # noqa: E731
-        return kept & _fewest(logits, lambda some: mass(some) >= top_p)
-
-    # Most batches want no filter, and should not pay for one.
-    kept = jnp.ones(logits.shape, bool)
-    kept = jax.lax.cond(jnp.any(top_k > 0), likeliest_k, lambda: kept) | (top_k == 0)
-    nucleus = jax.lax.cond(jnp.any(top_p < 1), likeliest_p, lambda kept: kept, kept)
-    return jnp.where(top_p < 1, nucleus, kept)
-
-
-def _fewest(
-    logits: Float[Array, "b v"], enough: Callable[[Bool[Array, "b v"]], Bool[Array, "b 1"]]
-) -> Bool[Array, "b v"]:
-    """Find the smallest set {v: logit_v >= threshold} that is enough.
-
-    The threshold is built bit by bit from the top: 32 sums over V instead of a sort, and exact.
-    """
-    ranks = _ranks(logits)
-
-    def try_bit(i: Array, threshold: UInt32[Array, "b 1"]) -> UInt32[Array, "b 1"]:
-        higher = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(enough(ranks >= higher), higher, threshold)
-
-    lowest = jnp.zeros((logits.shape[0], 1), jnp.uint32)
-    return ranks >= jax.lax.fori_loop(0, 32, try_bit, lowest)
-
-
-def _ranks(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
-    """Map float32 to unsigned integers in the same order."""
-    x = jnp.where(x == 0, 0.0, x)  # -0.0 is as large as 0.0
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    return jnp.where(bits >= sign, ~bits, bits | sign)
+    inverted = jnp.sum(cumulative <= uniform * cumulative[:, -1:], axis=-1)
+    tokens = jnp.where(heat[:, 0] > 0, inverted, jnp.argmax(scaled, axis=-1))
+    log_probs = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
+    return Drawn(tokens, jnp.where(heat[:, 0] > 0, log_probs, 0.0))

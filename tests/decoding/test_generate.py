@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,124 @@ def test_settings_seeds_and_limits_compile_nothing(model):
     generate(model, [[3, 4], [5]], [SamplingConfig(0.7, 3, 0.5), WARM], max_tokens=9, seed=11)
     generate(model, [[3], [5]], WARM, max_tokens=30, stop_ids=[2, 3], vocab_size=20)
     assert generate_module._advance._cache_size() == before
+
+
+def test_every_control_is_traced(model):
+    """Whatever is asked for: not one compilation more."""
+    generate(model, [[1], [2]], GREEDY, max_tokens=5)
+    before = generate_module._advance._cache_size()
+    full = SamplingConfig(
+        0.9,
+        top_k=7,
+        top_p=0.9,
+        min_p=0.01,
+        typical_p=0.95,
+        repetition_penalty=1.3,
+        presence_penalty=0.2,
+        frequency_penalty=0.1,
+        logit_bias={3: 2.0},
+        forbidden=(4, 5),
+        forced=(6, 7),
+        min_tokens=3,
+    )
+    options = {"max_tokens": [4, 9], "seed": [5, 2], "stop_ids": [[1, 2, 3], []], "vocab_size": 21}
+    first, second = generate(model, [[1], [2]], [full, WARM], **options)
+    assert generate_module._advance._cache_size() == before
+    assert first.tokens[:2].tolist() == [6, 7] and len(first.tokens) >= 3
+    assert not {4, 5} & set(first.tokens.tolist())
+    assert first.drawn_log_probs[:2].tolist() == [0, 0] and len(second.tokens) == 9
+    np.testing.assert_array_equal(
+        second.tokens, generate(model, [[2]], WARM, max_tokens=9, seed=2, vocab_size=21)[0].tokens
+    )
+
+
+def test_both_log_probs_are_those_of_their_distributions(model, log_probs_of):
+    """Of the model, and of what the token was drawn from, computed again from the whole row."""
+    config = SamplingConfig(1.7, top_k=6, repetition_penalty=1.4, frequency_penalty=0.3)
+    (result,) = generate(model, PROMPTS[:1], config, max_tokens=20, seed=5)
+    sequence = list(PROMPTS[0])
+    for token, raw, drawn in zip(*result[:3], strict=True):
+        expected = log_probs_of(sequence)[-1].astype(np.float64)
+        assert raw == pytest.approx(expected[token], abs=1e-4)
+        # A constant does not matter to the temperature, but the penalty looks at signs.
+        logits = logits_of(model, sequence)
+        standing = np.isin(np.arange(23), sequence)
+        logits = np.where(standing, np.where(logits > 0, logits / 1.4, logits * 1.4), logits)
+        logits -= 0.3 * np.bincount(sequence[3:], minlength=23)
+        logits /= 1.7
+        kept = logits >= np.sort(logits)[-6]
+        expected = logits[token] - np.log(np.exp(logits[kept]).sum())
+        assert kept[token] and drawn == pytest.approx(expected, abs=1e-3)
+        sequence.append(int(token))
+
+
+def logits_of(model, tokens):
+    return np.asarray(model(jnp.asarray(tokens)[None]))[0, -1].astype(np.float64)
+
+
+def test_a_penalty_of_what_was_drawn_ends_repetition(model):
+    (free,) = generate(model, [[4]], GREEDY, max_tokens=20)
+    (fresh,) = generate(model, [[4]], SamplingConfig(0.0, frequency_penalty=100.0), max_tokens=20)
+    assert len(set(free.tokens.tolist())) < 20 == len(set(fresh.tokens.tolist()))
+
+
+def test_nothing_ends_a_row_before_its_least_length(model):
+    (free,) = generate(model, [[4]], WARM, max_tokens=20, seed=3)
+    stop = int(free.tokens[2])
+    options = {"max_tokens": 20, "seed": 3, "stop_ids": [stop]}
+    (short,) = generate(model, [[4]], WARM, **options)
+    (long,) = generate(model, [[4]], SamplingConfig(1.5, min_tokens=10), **options)
+    assert len(short.tokens) <= 3 and len(long.tokens) >= 10
+    assert stop not in long.tokens[:9].tolist()
+
+
+def test_logits_that_are_no_numbers_end_their_row_and_no_other():
+    """A model whose second token breaks it, in one row of three."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Broken:
+        table: jax.Array
+
+        @property
+        def config(self):
+            return CONFIG
+
+        def init_cache(self, rows, slots):
+            return jnp.zeros((rows, slots))
+
+        def decode(self, tokens, cache, positions):
+            return self.table[tokens], cache
+
+        def logits(self, hidden):
+            return hidden
+
+    table = np.zeros((23, 23), np.float32)
+    table[1, 2] = table[2, 3] = table[5, 5] = 50.0
+    table[3] = np.nan
+    table[7] = -np.inf
+    results = generate(Broken(jnp.asarray(table)), [[1], [5], [7]], GREEDY, max_tokens=4)
+    assert [result.reason for result in results] == ["broken", "length", "broken"]
+    assert [result.tokens.tolist() for result in results] == [[2, 3], [5] * 4, []]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1"),
+        ({"max_tokens": [3, 3]}, "`max_tokens` must be one, or one for each prompt; got 2 for 1"),
+        ({"seed": [1, 2]}, "`seed` must be one"),
+        ({"stop_ids": [[1], [2]]}, "`stop_ids` must be one"),
+        ({"stop_ids": [1] * 65}, "at most 64"),
+        ({"sampling": SamplingConfig(min_tokens=9)}, "`min_tokens` must not exceed `max_tokens`"),
+        ({"sampling": SamplingConfig(forbidden=tuple(range(23)))}, "some id must be left"),
+        ({"sampling": SamplingConfig(forced=(23,))}, "from 0 to 22"),
+        ({"sampling": [GREEDY, GREEDY]}, "`sampling` must be one"),
+    ],
+)
+def test_requests_that_contradict_themselves_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, [[1]], **{"sampling": GREEDY, "max_tokens": 3} | options)
 
 
 def test_scanned_layers_generate_the_same(model):
