@@ -44,8 +44,13 @@ class DecodingModel(Protocol):
     def init_cache(self, rows: int, slots: int) -> PyTree:
         """Make an empty cache for `rows` sequences of at most `slots` tokens."""
 
-    def decode(self, tokens: Array, cache: PyTree, positions: Array) -> tuple[Array, PyTree]:
-        """Compute the hidden states of new tokens, [B, T, D], and the cache with them in it."""
+    def decode(
+        self, tokens: Array, cache: PyTree, positions: Array, lengths: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """Compute the hidden states of new tokens, [B, T, D], and the cache with them in it.
+
+        Tokens at `lengths` of their row, and behind, are padding.
+        """
 
     def logits(self, hidden: Array) -> Array:
         """Compute the logits, [B, T, V]."""
@@ -143,11 +148,15 @@ def _empty_cache(model: Any, rows: int, slots: int) -> PyTree:
 
 @functools.partial(jax.jit, donate_argnums=1)
 def _prefill(
-    model: Any, cache: PyTree, tokens: Int[Array | np.ndarray, "b p"], start: Int[Any, ""]
+    model: Any,
+    cache: PyTree,
+    tokens: Int[Array | np.ndarray, "b p"],
+    start: Int[Any, ""],
+    lengths: Int[Any, " b"],
 ) -> PyTree:
-    """Put tokens into the slots start ... start + p - 1 of the cache."""
+    """Put tokens at the positions start ... start + p - 1 into the cache."""
     positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-    return model.decode(tokens, cache, positions)[1]
+    return model.decode(tokens, cache, positions, lengths)[1]
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -268,16 +277,16 @@ class Generation:
         totals = np.minimum(lengths + most, limit).astype(np.int32)
         self._limits = _Limits(totals, stops, np.int32(known))
 
-        slots = min(limit, _power_of_two(int(totals.max()), least=_FEWEST_SLOTS))
+        slots = _power_of_two(int(totals.max()), least=_FEWEST_SLOTS)
         padded = np.zeros((rows, slots), np.int32)
         for row, prompt in zip(padded, kept, strict=True):
             row[: len(prompt)] = prompt
         self._model = _on_one_device(model)
         cache = _empty_cache(self._model, rows, slots)
-        # Slots beyond a short prompt get what padding leaves; none is seen before it is rewritten.
-        for start, width in _chunks(int(lengths.max()) - 1, slots):
+        # The last token of a prompt is the first that the loop reads.
+        for start, width in _chunks(int(lengths.max()) - 1):
             part = padded[:, start : start + width]
-            cache = _prefill(self._model, cache, part, np.int32(start))
+            cache = _prefill(self._model, cache, part, np.int32(start), lengths - 1)
         last = padded[np.arange(rows), lengths - 1]
         seen = seen_in(kept, model.config.vocab_size)
         none = np.zeros(rows, bool)
@@ -363,14 +372,10 @@ def generate(
     return results
 
 
-def _chunks(length: int, slots: int) -> Iterator[tuple[int, int]]:
-    """Cut a prompt of `length` tokens into (start, width) of a few widths, padded at its end.
-
-    A chunk that would leave the cache begins earlier: what it computes again is the same.
-    """
+def _chunks(length: int) -> Iterator[tuple[int, int]]:
+    """Cut a prompt of `length` tokens into (start, width) of a few widths, padded at its end."""
     for start in range(0, length, _CHUNK):
-        width = min(_CHUNK, slots, _power_of_two(length - start, least=16))
-        yield min(start, slots - width), width
+        yield start, min(_CHUNK, _power_of_two(length - start, least=16))
 
 
 def _power_of_two(number: int, *, least: int) -> int:

@@ -4,7 +4,8 @@ What belongs to this one model (which axes are sharded, what decays, what Muon t
 """
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,14 +19,30 @@ from genai_jax.nn.dropout import dropout
 from genai_jax.nn.embeddings import Embedding
 from genai_jax.nn.rope import RopeConfig
 from genai_jax.nn.transformer import (
-    KeyValues,
     Surroundings,
     apply_layers,
+    make_caches,
     make_layers,
     make_norm,
     make_rope,
+    plan_caches,
 )
 from genai_jax.types import PyTree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["slots"])
+@dataclass(frozen=True)
+class DecodingCache:
+    """Keys and values of all layers.
+
+    Attributes:
+        layers: As `nn.transformer.make_caches` made them.
+        slots: Most tokens of a row.
+    """
+
+    layers: PyTree
+    slots: int
+
 
 # Number of the "layer" whose noise the embedding's dropout takes.
 _EMBEDDING = 2**31 - 1
@@ -130,40 +147,36 @@ class LanguageModel(nnx.Module):
         """Compute the logits of one document a row."""
         return self.logits(self.hidden(tokens))
 
-    def init_cache(self, rows: int, slots: int) -> PyTree:
+    def init_cache(self, rows: int, slots: int) -> DecodingCache:
         """Make an empty cache for `rows` sequences of at most `slots` tokens."""
-        config = self.config
-        shape = (rows, slots, config.kv_heads, config.head_size)
-        zeros = jnp.zeros(shape, config.dtype)
-        if config.layers == "scanned":
-            stack = jnp.zeros((config.num_layers, *shape), config.dtype)
-            return KeyValues(stack, stack)
-        return tuple(KeyValues(zeros, zeros) for _ in range(config.num_layers))
+        return DecodingCache(make_caches(self.config, rows, slots), slots)
 
     def decode(
-        self, tokens: Int[Array, "b t"], cache: PyTree, positions: Int[Array, "b t"]
-    ) -> tuple[Float[Array, "b t d"], PyTree]:
+        self,
+        tokens: Int[Array, "b t"],
+        cache: DecodingCache,
+        positions: Int[Array, "b t"],
+        lengths: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t d"], DecodingCache]:
         """Compute what the head reads for t new tokens a row, given the cache of those before.
 
         Args:
             tokens: New tokens.
             cache: From `init_cache`, or from the call before.
-            positions: Their positions, consecutive in a row; slot s of the cache is position s.
+            positions: Their positions, consecutive in a row.
+            lengths: Tokens of each row in all, if some of the new ones are padding behind them.
 
         Returns:
             The hidden states and the cache with the new tokens in it.
         """
         config = self.config
-        slots = jax.tree.leaves(cache)[0].shape[-3]
-        behind = positions[:, :, None] - jnp.arange(slots)
-        masks = {"global": behind >= 0}
-        if config.window is not None:
-            masks["sliding"] = (behind >= 0) & (behind < config.window)
-        around = Surroundings(
-            make_rope(config, positions), attention_mask=masks, cache_index=positions[:, 0]
-        )
-        x, cache = apply_layers(config, self.layers, self.embed(tokens, positions), around, cache)
-        return self.final_norm(x), cache
+        if lengths is None:
+            lengths = positions[:, -1] + 1
+        plans = plan_caches(config, cache.slots, positions, lengths)
+        around = Surroundings(make_rope(config, positions), plans=plans)
+        x = self.embed(tokens, positions)
+        x, layers = apply_layers(config, self.layers, x, around, cache.layers)
+        return self.final_norm(x), DecodingCache(layers, cache.slots)
 
 
 # Right-aligned: a stack of layers has one more axis in front. A dimension that the mesh does not

@@ -3,15 +3,17 @@
 D embed_dim, N num_heads, K num_kv_heads, H head_dim, F mlp_dim, L num_layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from genai_jax.nn.attention import attend
+from genai_jax.nn.cache import CachePlan, KeyValues, extend, plan_full, plan_ring
 from genai_jax.nn.config import LayerKind, TransformerConfig
 from genai_jax.nn.dropout import dropout
 from genai_jax.nn.linear import Linear
@@ -22,29 +24,20 @@ from genai_jax.nn.rope import RopeConfig, apply_rope, rope_tables
 from genai_jax.types import PyTree
 
 
-class KeyValues(NamedTuple):
-    """Keys and values of the tokens that one layer has seen."""
-
-    key: Float[Array, "*layers b s k h"]
-    value: Float[Array, "*layers b s k h"]
-
-
 class Surroundings(NamedTuple):
     """What all layers of one forward pass share.
 
     Attributes:
         rope: cos and sin by kind of layer; empty where positions are not rotary.
         segment_ids: Number of the document of each token; None for one document a row.
-        attention_mask: By kind of layer, which cache slots each token may see; None in training.
-        cache_index: First cache slot to write, one a row; None without a cache.
+        plans: By kind of layer, what happens to its cache; empty without one.
         dropout_keys: One key a row; None switches dropout off.
         vector: What modulated blocks are steered by; None where they are not modulated.
     """
 
     rope: dict[str, tuple[Array, Array]]
     segment_ids: Int[Array, "b t"] | None = None
-    attention_mask: dict[str, Bool[Array, "b t s"]] | None = None
-    cache_index: Int[Array, "b"] | None = None
+    plans: Mapping[str, CachePlan] = MappingProxyType({})
     dropout_keys: Key[Array, " b"] | None = None
     vector: Float[Array, "b d"] | None = None
 
@@ -114,15 +107,11 @@ class Attention(nnx.Module):
         if around.rope:
             query = apply_rope(query, around.rope[kind])
             key = apply_rope(key, around.rope[kind])
-        attention_mask = None
+        visible = None
         if cache is not None:
-            assert around.cache_index is not None and around.attention_mask is not None
-            cache = KeyValues(
-                _write(cache.key, key, around.cache_index),
-                _write(cache.value, value, around.cache_index),
-            )
-            key, value = cache.key.astype(x.dtype), cache.value.astype(x.dtype)
-            attention_mask = around.attention_mask[kind]
+            visible = around.plans[kind].visible
+            cache, seen = extend(cache, key, value, around.plans[kind])
+            key, value = seen.key.astype(x.dtype), seen.value.astype(x.dtype)
         mixed = attend(
             query,
             key,
@@ -132,21 +121,12 @@ class Attention(nnx.Module):
             window=config.window if kind == "sliding" and cache is None else None,
             softcap=config.attention_softcap,
             segment_ids=around.segment_ids if cache is None else None,
-            attention_mask=attention_mask,
+            attention_mask=visible,
             dropout_keys=dropout_keys,
             dropout_rate=config.attention_dropout,
             implementation="auto" if cache is not None else config.attention,
         )
         return self.output(mixed), cache
-
-
-def _write(
-    slots: Float[Array, "b s k h"], new: Float[Array, "b t k h"], index: Int[Array, "b"]
-) -> Float[Array, "b s k h"]:
-    """Put t tokens into each row's slots from its index on."""
-    return jax.vmap(
-        lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x.astype(row.dtype), i, 0)
-    )(slots, new, index)
 
 
 class Block(nnx.Module):
@@ -255,14 +235,14 @@ def apply_layers(
     """Run the stack of blocks.
 
     A scanned stack whose layers are of several kinds is scanned over whole cycles of the pattern;
-    the layers that are left over are unrolled. Its caches are stacked as its parameters are.
+    the layers that are left over are unrolled.
 
     Args:
         config: Pattern of kinds, storage, rematerialisation.
         layers: What `make_layers` made.
         x: Embedded tokens.
         around: What the layers share.
-        caches: None; or one `KeyValues` a layer; or, scanned, one with a leading layer axis.
+        caches: What `make_caches` made; None in training.
 
     Returns:
         The residual after the last layer, and the new caches.
@@ -290,23 +270,62 @@ def apply_layers(
     pattern = config.layer_pattern
     cycles = config.num_layers // len(pattern)
     in_cycles = cycles * len(pattern)
-    stack = (layers, jnp.arange(config.num_layers), caches)
+    stack = (layers, jnp.arange(config.num_layers))
+    of_cycles, of_rest = (None, None) if caches is None else caches
 
     def cycle(x: Array, slices: Any) -> tuple[Array, Any]:
+        members, old = slices
         new = []
         for i, kind in enumerate(pattern):
-            block, index, cache = jax.tree.map(lambda leaf, i=i: leaf[i], slices)
-            x, cache = run(block, x, index, cache, kind)
+            block, index = jax.tree.map(lambda leaf, i=i: leaf[i], members)
+            x, cache = run(block, x, index, None if old is None else old[i], kind)
             new.append(cache)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
+        return x, tuple(new)
 
     folded = jax.tree.map(
         lambda leaf: leaf[:in_cycles].reshape(cycles, len(pattern), *leaf.shape[1:]), stack
     )
-    x, new = jax.lax.scan(cycle, x, folded)
-    pieces = [jax.tree.map(lambda leaf: leaf.reshape(in_cycles, *leaf.shape[2:]), new)]
+    x, new_cycles = jax.lax.scan(cycle, x, (folded, of_cycles))
+    new_rest = []
     for i in range(in_cycles, config.num_layers):
-        block, index, cache = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+        block, index = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+        cache = None if of_rest is None else of_rest[i - in_cycles]
         x, cache = run(block, x, index, cache, kinds[i])
-        pieces.append(jax.tree.map(lambda leaf: leaf[None], cache))
-    return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
+        new_rest.append(cache)
+    return x, None if caches is None else (new_cycles, tuple(new_rest))
+
+
+def make_caches(config: TransformerConfig, rows: int, slots: int) -> PyTree:
+    """Make empty caches for `rows` sequences of at most `slots` tokens.
+
+    Sliding layers have no more slots than their window.
+
+    Returns:
+        One a layer; or, scanned, one a member of the pattern, with a leading axis of cycles, and
+        one for each layer that is left over.
+    """
+
+    def make(kind: LayerKind, *stack: int) -> KeyValues:
+        least = slots if kind == "global" or config.window is None else min(slots, config.window)
+        shape = (*stack, rows, least, config.kv_heads, config.head_size)
+        return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+    if config.layers == "unrolled":
+        return tuple(make(kind) for kind in config.layer_kinds)
+    cycles, rest = divmod(config.num_layers, len(config.layer_pattern))
+    of_cycles = tuple(make(kind, cycles) for kind in config.layer_pattern)
+    return of_cycles, tuple(make(kind) for kind in config.layer_pattern[:rest])
+
+
+def plan_caches(
+    config: TransformerConfig,
+    slots: int,
+    positions: Int[Array, "b t"],
+    lengths: Int[Array, " b"],
+) -> dict[str, CachePlan]:
+    """Plan what happens to the caches of every kind of layer, made for `slots` tokens."""
+    plans = {"global": plan_full(slots, positions)}
+    if config.window is not None:
+        ring = min(slots, config.window)
+        plans["sliding"] = plan_ring(ring, config.window, positions, lengths)
+    return {kind: plans[kind] for kind in sorted(set(config.layer_kinds))}

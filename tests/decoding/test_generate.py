@@ -57,6 +57,31 @@ def test_greedy_generation_is_the_argmax_of_the_whole_forward_pass(model, log_pr
         assert len(result.tokens) == 12 and result.reason == "length"
 
 
+@pytest.mark.parametrize("layers", ["unrolled", "scanned"])
+def test_long_prompts_of_several_lengths_are_read_in_parts(layers, log_probs_of, monkeypatch):
+    """Chunks of four tokens, a window of six: each row as if it were alone and read at once."""
+    monkeypatch.setattr(generate_module, "_CHUNK", 4)
+    config = dataclasses.replace(CONFIG, layers=layers)
+    numbers = np.random.default_rng(1)
+    prompts = [numbers.integers(0, 23, n).tolist() for n in (3, 1, 17, 30, 9)]
+    results = generate(LanguageModel(config, jax.random.key(0)), prompts, GREEDY, max_tokens=12)
+    for prompt, result in zip(prompts, results, strict=True):
+        whole = log_probs_of([*prompt, *result.tokens.tolist()])[len(prompt) - 1 : -1]
+        np.testing.assert_array_equal(result.tokens, whole.argmax(-1))
+        np.testing.assert_allclose(result.log_probs, whole.max(-1), atol=1e-4)
+
+
+def test_sliding_layers_have_no_more_slots_than_their_window():
+    shapes = {}
+    for layers in ("unrolled", "scanned"):
+        three = dataclasses.replace(CONFIG, layers=layers, num_layers=3)
+        cache = LanguageModel(three, jax.random.key(0)).init_cache(5, 64)
+        shapes[layers] = [leaf.shape for leaf in jax.tree.leaves(cache)]
+    assert shapes["unrolled"] == [(5, n, 1, 8) for n in (6, 6, 64, 64, 6, 6)]
+    stacked = [(1, 5, 6, 1, 8)] * 2 + [(1, 5, 64, 1, 8)] * 2 + [(5, 6, 1, 8)] * 2
+    assert shapes["scanned"] == stacked
+
+
 def test_log_probs_are_the_models_own_whatever_the_temperature(model, log_probs_of):
     (result,) = generate(model, PROMPTS[:1], SamplingConfig(3.0, top_k=9), max_tokens=20, seed=5)
     whole = log_probs_of([*PROMPTS[0], *result.tokens.tolist()])[len(PROMPTS[0]) - 1 : -1]
@@ -207,7 +232,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other():
         def init_cache(self, rows, slots):
             return jnp.zeros((rows, slots))
 
-        def decode(self, tokens, cache, positions):
+        def decode(self, tokens, cache, positions, lengths=None):
             return self.table[tokens], cache
 
         def logits(self, hidden):

@@ -27,7 +27,7 @@ class Recital:
     def init_cache(self, rows, slots):
         return jax.numpy.zeros((rows, slots))
 
-    def decode(self, tokens, cache, positions):
+    def decode(self, tokens, cache, positions, lengths=None):
         return self.table[positions], cache
 
     def logits(self, hidden):

@@ -1,0 +1,110 @@
+"""Keys and values of the tokens that a layer has seen: of all of them, or of a window, in a ring.
+
+A layer that sees everything has a slot for every position. A sliding layer has as many slots as its
+window, and position p lies in slot p modulo their number: what is written is never moved. B rows, T
+new tokens, S slots, K heads of size H, W window.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of one layer."""
+
+    key: Float[Array, "b s k h"]
+    value: Float[Array, "b s k h"]
+
+
+class CachePlan(NamedTuple):
+    """What happens to all caches of one kind as new tokens come.
+
+    Attributes:
+        visible: What each new token may attend to: the slots, and behind them the new tokens
+            themselves where they are not in the slots yet.
+        first: The slot of the first new token.
+        source: Where tokens come several at a time into a ring: which of them each slot takes, -1
+            where it keeps what it has; None where they are written one behind the other.
+    """
+
+    visible: Bool[Array, "b t seen"]
+    first: Int[Array, " b"]
+    source: Int[Array, "b s"] | None = None
+
+
+def plan_full(slots: int, positions: Int[Array, "b t"]) -> CachePlan:
+    """Plan for a layer that sees everything: new tokens follow those before."""
+    visible = jnp.arange(slots) <= positions[:, :, None]
+    return CachePlan(visible, positions[:, 0])
+
+
+def plan_ring(
+    slots: int, window: int, positions: Int[Array, "b t"], lengths: Int[Array, " b"]
+) -> CachePlan:
+    r"""Plan for a sliding layer, whose slot s holds the newest position p with $p \equiv s$.
+
+    Args:
+        slots: S; at least W, unless no position exceeds it.
+        window: W, tokens that a token sees, itself among them.
+        positions: Of the new tokens, consecutive in a row.
+        lengths: Tokens of a row in all: what comes behind is padding, and never overwrites a token.
+    """
+    first, last = positions[:, :1], positions[:, -1:]
+    if positions.shape[1] == 1:
+        held = _newest(last, slots)[:, None]
+        visible = (held >= 0) & (positions[:, :, None] - held < window)
+        return CachePlan(visible, first[:, 0] % slots)
+    # Several tokens may push out what the first of them still sees: they are written afterwards.
+    held = _newest(first - 1, slots)[:, None]
+    behind = positions[:, :, None] - held
+    old = (held >= 0) & (behind < window)
+    behind = positions[:, :, None] - positions[:, None, :]
+    new = (behind >= 0) & (behind < window)
+    takes = _newest(jnp.minimum(last, lengths[:, None] - 1), slots) - first
+    source = jnp.where(takes >= 0, takes, -1)
+    return CachePlan(jnp.concatenate([old, new], axis=-1), first[:, 0], source)
+
+
+def _newest(position: Int[Array, "b 1"], slots: int) -> Int[Array, "b s"]:
+    """Say which position each slot holds once `position` is written; negative where none."""
+    return position - (position - jnp.arange(slots)) % slots
+
+
+def extend(
+    cache: KeyValues,
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    plan: CachePlan,
+) -> tuple[KeyValues, KeyValues]:
+    """Put new keys and values into a cache.
+
+    Returns:
+        The cache, and what the new tokens attend to, as `plan.visible` has it.
+    """
+    new = KeyValues(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
+    if plan.source is None:
+        cache = KeyValues(*(_write(old, x, plan.first) for old, x in zip(cache, new, strict=True)))
+        return cache, cache
+    seen = KeyValues(
+        *(jnp.concatenate([old, x], axis=1) for old, x in zip(cache, new, strict=True))
+    )
+    place = plan.source[:, :, None, None]
+    kept = KeyValues(
+        *(
+            jnp.where(place < 0, old, jnp.take_along_axis(x, jnp.maximum(place, 0), axis=1))
+            for old, x in zip(cache, new, strict=True)
+        )
+    )
+    return kept, seen
+
+
+def _write(
+    slots: Float[Array, "b s k h"], new: Float[Array, "b t k h"], first: Int[Array, " b"]
+) -> Float[Array, "b s k h"]:
+    """Put t tokens into each row's slots, one behind the other."""
+    return jax.vmap(lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x, i, 0))(
+        slots, new, first
+    )

@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genai_jax.nn.cache import KeyValues, extend, plan_full, plan_ring
+
+
+def numbered(positions):
+    """Keys that say which position they are of, counted from 1."""
+    return (positions + 1).astype(jnp.float32)[:, :, None, None]
+
+
+def what_is_seen(plan, seen):
+    """The positions that each new token may attend to, a set a token."""
+    values = np.asarray(seen.key[:, :, 0, 0]).astype(int) - 1
+    return [
+        [sorted(values[row][mask]) for mask in masks]
+        for row, masks in enumerate(np.asarray(plan.visible))
+    ]
+
+
+def run(widths, lengths, plan_of, slots):
+    rows = len(lengths)
+    empty = jnp.zeros((rows, slots, 1, 1))
+    cache, start, found = KeyValues(empty, empty), 0, [[] for _ in range(rows)]
+    for width in widths:
+        positions = jnp.broadcast_to(jnp.arange(start, start + width), (rows, width))
+        plan = plan_of(positions)
+        cache, seen = extend(cache, numbered(positions), numbered(positions), plan)
+        for row, sets in enumerate(what_is_seen(plan, seen)):
+            found[row] += sets
+        start += width
+    return found
+
+
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(1, 7), min_size=1, max_size=6),
+    st.lists(st.integers(1, 30), min_size=2, max_size=2),
+)
+def test_a_ring_shows_each_token_its_window_however_tokens_come(window, widths, lengths):
+    total = sum(widths)
+    found = run(widths, lengths, lambda p: plan_ring(window, window, p, jnp.array(lengths)), window)
+    for row, length in enumerate(lengths):
+        for t in range(min(length, total)):  # what is behind a row's length is padding
+            assert found[row][t] == list(range(max(0, t - window + 1), t + 1))
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6))
+def test_a_full_cache_shows_each_token_all_before_it(widths):
+    found = run(widths, [1], lambda p: plan_full(64, p), 64)
+    assert found[0] == [list(range(t + 1)) for t in range(sum(widths))]
+
+
+def test_padding_never_takes_the_place_of_a_token():
+    """Rows of different lengths go on where they ended, as the ring comes round."""
+    lengths, window = jnp.array([2, 9]), 4
+    empty = jnp.zeros((2, window, 1, 1))
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    plan = plan_ring(window, window, positions, lengths)
+    cache, _ = extend(KeyValues(empty, empty), numbered(positions), numbered(positions), plan)
+    held = np.asarray(cache.key[:, :, 0, 0]).astype(int) - 1
+    assert held.tolist() == [[0, 1, -1, -1], [8, 5, 6, 7]]
+    positions = lengths[:, None]
+    plan = plan_ring(window, window, positions, lengths + 1)
+    cache, seen = extend(cache, numbered(positions), numbered(positions), plan)
+    assert what_is_seen(plan, seen) == [[[0, 1, 2]], [[6, 7, 8, 9]]]
+
+
+def test_slots_keep_their_type():
+    empty = jnp.zeros((1, 4, 1, 1), jnp.bfloat16)
+    positions = jnp.array([[0, 1]])
+    for plan in (plan_full(4, positions), plan_ring(4, 4, positions, jnp.array([2]))):
+        cache, seen = jax.jit(extend)(
+            KeyValues(empty, empty), numbered(positions), numbered(positions), plan
+        )
+        assert {x.dtype for x in (*cache, *seen)} == {jnp.dtype(jnp.bfloat16)}
