@@ -5,14 +5,12 @@ import functools
 import json
 import sys
 from dataclasses import field, replace
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.loader import Loader
-from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 from genai_jax.data.text import TextConfig, TextData, load_text
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.sampling import SamplingConfig
@@ -24,7 +22,7 @@ from genai_jax.evaluation.text_report import (
     describe_xz,
     kept_text,
 )
-from genai_jax.evaluation.text_runs import adopt, init_source, is_pretrained
+from genai_jax.evaluation.text_runs import adopt, beginning_of, init_source
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models import lm
 from genai_jax.models.lm import LanguageModel
@@ -183,6 +181,21 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             ),
         ),
     ),
+    "tune": (
+        "trains a model further, with gentle steps; give --init and --data.path",
+        PretrainConfig(
+            workdir="runs/tune",
+            steps=200,
+            batch_size=8,
+            optimizer=OptimizerConfig(weight_decay=0.0),
+            schedule=ScheduleConfig(peak=2e-5, warmup_steps=20),
+            evaluate_every=50,
+            evaluation_rows=8,
+            save_every=100,
+            log_every=20,
+            compare_xz=False,
+        ),
+    ),
     "gpt2-124m": (
         "GPT-2 on an accelerator; meaningless text unless --data is given",
         PretrainConfig(
@@ -215,10 +228,11 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
 
 def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
     """Train; returns the exit code."""
-    tokenizer = None
-    if is_pretrained(config.init):
-        config = begin_as(config)
-        tokenizer = load_pretrained_tokenizer(Path(config.init))
+    beginning = beginning_of(config.init, "" if config.overwrite else config.workdir)
+    if beginning is not None:
+        config = begin_as(config, beginning.shape)
+        print(f"shape and tokenizer: those of {config.init}, whatever other flags say", flush=True)
+    tokenizer = None if beginning is None else beginning.tokenizer
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=_MAY_DIFFER
     ) as run:
@@ -226,20 +240,19 @@ def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
         print(data.summary, flush=True)
         run.require_identity({"data": data.content_digest, "tokenizer": data.tokenizer.digest})
         data.tokenizer.save(run.folder("tokenizer"))
-        if is_pretrained(config.init):
+        if beginning is not None and not run.folder("origin").exists():
             PretrainedFolder(config.init).origin.save(run.folder("origin"))
         return pretrain(config, run, data, stop)
 
 
-def begin_as(config: PretrainConfig) -> PretrainConfig:
-    """Give a run the shape of the folder of Hugging Face's that it begins with."""
-    shape = adopt(config.model, config.init)
+def begin_as(config: PretrainConfig, shape: TransformerConfig) -> PretrainConfig:
+    """Give a run the shape of the model that it begins with."""
     if config.length > shape.max_length:
         raise ValueError(
             f"`length` must not exceed the context of {config.init}; got {config.length} and "
             f"{shape.max_length}. Give --length {shape.max_length}."
         )
-    return replace(config, model=shape)
+    return replace(config, model=adopt(config.model, shape))
 
 
 def make_training(

@@ -98,7 +98,7 @@ def main() -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except (RunError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2
     return 0

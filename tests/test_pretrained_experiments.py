@@ -13,6 +13,7 @@ import sentencepiece
 from experiments import convert_checkpoint, lm_pretrain, lm_sample
 from genai_jax.interop.export import save_pretrained
 from genai_jax.interop.pretrained import PretrainedFolder
+from genai_jax.interop.safetensors import Outgoing, SafetensorsFile, write_safetensors
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from tests import kill_and_resume
@@ -97,12 +98,9 @@ def test_a_folder_is_trained_and_goes_out_in_its_own_form(theirs, train, convert
     code, out, _ = train(theirs, tmp_path / "run")
     assert code == 0
     assert f"beginning with {theirs}, llama" in out and "tokenizer: sentencepiece, 300 ids" in out
-    saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert saved["config"]["model"]["num_layers"] == 2  # so the folder is not needed any more
-    moved = shutil.copytree(theirs, tmp_path / "moved")
     assert train(theirs, tmp_path / "run")[0] == 0  # the same command again has nothing to do
     assert convert(tmp_path / "run", tmp_path / "out")[0] == 0
-    before, after = PretrainedFolder(moved), PretrainedFolder(tmp_path / "out")
+    before, after = PretrainedFolder(theirs), PretrainedFolder(tmp_path / "out")
     assert after.config == before.config and after.config.param_dtype == "bfloat16"
     assert (tmp_path / "out" / "config.json").read_text() == (theirs / "config.json").read_text()
     for name in ("tokenizer.model", "generation_config.json", "chat_template.jinja"):
@@ -115,6 +113,93 @@ def test_a_folder_is_trained_and_goes_out_in_its_own_form(theirs, train, convert
     assert convert(tmp_path / "run", tmp_path / "wide", "--dtype", "float32")[0] == 0
     assert PretrainedFolder(tmp_path / "wide").config.param_dtype == "float32"
     assert '"torch_dtype": "float32"' in (tmp_path / "wide" / "config.json").read_text()
+
+
+def test_a_run_that_has_begun_needs_the_folder_no_more(theirs, train, convert, tmp_path):
+    folder = shutil.copytree(theirs, tmp_path / "folder")
+    assert train(folder, tmp_path / "run", "--steps", "2", "--save-every", "2")[0] == 0
+    shutil.rmtree(folder)
+    code, _, err = train(folder, tmp_path / "run", "--steps", "2", "--save-every", "2")
+    assert code == 0, err
+    # Another folder in its place changes nothing of what the run goes out as.
+    save_pretrained(folder, LanguageModel(SHAPE, jax.random.key(1)), most_file_bytes=10_000)
+    assert train(folder, tmp_path / "run", "--steps", "2", "--save-every", "2")[0] == 0
+    assert convert(tmp_path / "run", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "config.json").read_text() == (theirs / "config.json").read_text()
+    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def test_parameters_of_several_types_keep_them(theirs, convert, tmp_path):
+    """Norms in float32 beside halves: through a run and out again, to the last bit."""
+    mixed = shutil.copytree(theirs, tmp_path / "mixed")
+    file = SafetensorsFile(theirs / "model.safetensors")
+    tensors = {
+        name: np.asarray(file[name], np.float32) + (1e-4 if "norm" in name else 0)
+        for name in file.entries
+    }
+    outgoing = {
+        name: Outgoing(
+            np.dtype(np.float32 if "norm" in name else jax.numpy.bfloat16),
+            x.shape,
+            lambda x=x, name=name: x.astype("float32" if "norm" in name else jax.numpy.bfloat16),
+        )
+        for name, x in tensors.items()
+    }
+    write_safetensors(mixed / "model.safetensors", outgoing, {})
+    assert convert(mixed, tmp_path / "run")[0] == 0
+    assert convert(tmp_path / "run", tmp_path / "out")[0] == 0
+    assert_same_folders(mixed, tmp_path / "out")
+
+
+def test_a_model_folder_as_the_working_directory_is_not_taken_by_itself(
+    theirs, run, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(theirs)
+    where = ("--workdir", str(tmp_path / "run"), "--data.path", f"{corpus}/*.txt")
+    small = ("--model.num-layers", "1", "--model.embed-dim", "16", "--model.num-heads", "2")
+    code, out, _ = run(lm_pretrain, *TRAINING, *where, *small, "--data.tokenizer", "bytes")
+    assert code == 0 and "tokenizer: bytes" in out
+
+
+def test_a_folder_without_a_tokenizer_can_be_converted(theirs, convert, tmp_path):
+    bare = shutil.copytree(theirs, tmp_path / "bare")
+    (bare / "tokenizer.model").unlink()
+    code, _, _ = convert(
+        bare, tmp_path / "out", "--to", "huggingface", "--dtype", "float32", "--max-file-gb", "1e-5"
+    )
+    assert code == 0
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    sizes = [x.nbytes for x in jax.tree.leaves(PretrainedFolder(tmp_path / "out").load())]
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert len(set(index["weight_map"].values())) > 2
+
+
+def test_what_is_interrupted_leaves_nothing(theirs, convert, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_checkpoint.Checkpoints, "save", interrupt)
+        assert convert(theirs, tmp_path / "run")[0] == 130
+    assert not list(tmp_path.iterdir())
+    assert convert(theirs, tmp_path / "run")[0] == 0
+
+
+def test_links_beside_the_weights_are_not_followed_out_of_the_folder(theirs, convert, tmp_path):
+    folder = shutil.copytree(theirs, tmp_path / "folder")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    code, _, err = convert(folder, tmp_path / "run")
+    assert code == 2 and "outside of the folder" in err and not (tmp_path / "run").exists()
+    (folder / "chat_template.jinja").unlink()
+    assert convert(folder, tmp_path / "run")[0] == 0
+    notes = tmp_path / "run" / "origin" / "origin.json"
+    said = json.loads(notes.read_text())
+    for files in ({"../escaped.safetensors": []}, [], {"x": 3}):
+        notes.write_text(json.dumps(said | {"files": files}))
+        assert convert(tmp_path / "run", tmp_path / "out")[0] == 2
+    assert not (tmp_path / "escaped.safetensors").exists() and not (tmp_path / "out").exists()
 
 
 def test_a_run_of_ours_goes_out_with_its_tokenizer(run, convert, corpus, tmp_path):
@@ -145,6 +230,9 @@ def test_what_cannot_be_is_refused(theirs, convert, train, run, tmp_path):
     broken = shutil.copytree(theirs, tmp_path / "broken")
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[:-7])
+    for path in (broken / "model.safetensors", tmp_path / "nowhere"):
+        code, _, err = run(lm_sample, "--model", str(path))
+        assert code == 2 and err.startswith("ERROR")
     for code, _, err in (
         run(lm_sample, "--model", str(broken)),
         convert(broken, tmp_path / "out"),
@@ -172,7 +260,7 @@ def test_the_shape_is_the_folder_s_and_how_to_compute_is_the_user_s(theirs):
     config = lm_pretrain.PretrainConfig(
         init=str(theirs), length=16, model=TransformerConfig(dropout=0.1, layers="scanned")
     )
-    adopted = lm_pretrain.begin_as(config).model
+    adopted = lm_pretrain.begin_as(config, PretrainedFolder(theirs).config).model
     assert dataclasses.replace(adopted, dropout=0.0, layers="unrolled") == dataclasses.replace(
         PretrainedFolder(theirs).config, param_dtype="float32"
     )

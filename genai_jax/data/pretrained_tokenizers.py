@@ -1,7 +1,9 @@
 """Tokenizers of other people's models: `tokenizer.json`, and SentencePiece's `tokenizer.model`.
 
-They are used as they are. Special tokens are never read out of a text: what a user writes cannot
-end a document or begin a message.
+They are used as they are, with whatever they do to a text first (Qwen's composes accents). Special
+tokens of a `tokenizer.json`, and control symbols of SentencePiece, are never read out of a text:
+what a user writes cannot end a document. SentencePiece's user-defined symbols are, as its file
+says.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from genai_jax.data.folders import inside
 from genai_jax.data.tokenizers import (
     Ids,
     SubwordTokenizer,
@@ -25,6 +28,7 @@ from genai_jax.data.tokenizers import (
 SAVED_FILE = "pretrained"
 """Name of a saved tokenizer's file, as it was, beside our description of it."""
 
+_MOST_IDS = 10_000_000
 _PROBE = "The quick brown fox:\n\tjumps over 12,345 lazy dogs? Größe 你好 🙂 x == y\n\n  end"
 
 
@@ -44,6 +48,7 @@ class PretrainedTokenizer(TableTokenizer):
         eot_id: int | None,
         end_ids: Sequence[int],
         begin_ids: Sequence[int] | None = None,
+        most_ids: int | None = None,
     ) -> None:
         """Read a tokenizer.
 
@@ -53,6 +58,8 @@ class PretrainedTokenizer(TableTokenizer):
             eot_id: The id that stands between documents.
             end_ids: The ids that end what a model writes.
             begin_ids: The ids that every text begins with; None is as the file says.
+            most_ids: Ids that the model has, where the file has more (Gemma 3's smallest models
+                have no row for the id of images); a text that needs one of them is refused.
 
         Raises:
             ValueError: If the file is not a tokenizer, or of a kind whose ids do not stand for
@@ -64,7 +71,8 @@ class PretrainedTokenizer(TableTokenizer):
         self.kind = kind
         self.content = content
         self._engine = _ENGINES[kind](content)
-        super().__init__(self._engine.pieces, eot_id)
+        super().__init__(self._engine.pieces[:most_ids], eot_id)
+        self._most_ids = most_ids
         self.begin_ids = self._engine.begin_ids if begin_ids is None else tuple(begin_ids)
         self.end_ids = tuple(end_ids)
         for token in (*self.begin_ids, *self.end_ids, *(() if eot_id is None else (eot_id,))):
@@ -95,7 +103,14 @@ class PretrainedTokenizer(TableTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Turn texts into ids."""
-        return [np.array(ids, np.int32) for ids in self._engine.encode(list(texts))]
+        encoded = [np.array(ids, np.int32) for ids in self._engine.encode(list(texts))]
+        for ids in encoded:
+            if ids.size and ids.max() >= self.vocab_size:
+                raise ValueError(
+                    f"a text's ids must be below {self.vocab_size}, which the model has; got "
+                    f"{ids.max()}. Write without it."
+                )
+        return encoded
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Turn the ids of a whole text into text: without the space that `encode` adds."""
@@ -105,7 +120,7 @@ class PretrainedTokenizer(TableTokenizer):
     def save(self, folder: Path) -> None:
         """Write it into a folder."""
         ids = {"begin_ids": list(self.begin_ids), "end_ids": list(self.end_ids)}
-        self._save(folder, eot_id=self.eot_id, **ids)
+        self._save(folder, eot_id=self.eot_id, most_ids=self._most_ids, **ids)
         (folder / SAVED_FILE).write_bytes(self.content)
 
 
@@ -165,13 +180,19 @@ class _Tokenizers:
                 f"{', '.join(kinds) or 'none'}. Its ids would not stand for bytes of the text."
             )
         added = self._tokenizer.get_added_tokens_decoder()
-        size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not 0 < size <= _MOST_IDS:
+            raise ValueError(f"a tokenizer must have from 1 to {_MOST_IDS:,} ids; got {size:,}.")
         for token in range(size):
-            if token in added:
-                yield b"" if added[token].special else added[token].content.encode("utf-8")
-                continue
             piece = self._tokenizer.id_to_token(token) or ""
-            if by_bytes:
+            if token in added and (added[token].special or by_bytes):
+                yield b"" if added[token].special else piece.encode("utf-8")
+            elif by_bytes:
+                if not _BYTE_OF.keys() >= set(piece):
+                    raise ValueError(
+                        "a byte-level tokenizer has pieces of its 256 characters; got "
+                        f"{piece!r:.80}."
+                    )
                 yield bytes(_BYTE_OF[character] for character in piece)
             elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
                 yield bytes([int(piece[3:5], 16)])
@@ -216,24 +237,31 @@ def _printable_bytes() -> dict[str, int]:
 _BYTE_OF = _printable_bytes()
 
 
-def load_pretrained_tokenizer(folder: Path) -> PretrainedTokenizer:
+def load_pretrained_tokenizer(folder: Path, most_ids: int | None = None) -> PretrainedTokenizer:
     """Read the tokenizer of a folder of Hugging Face's: `tokenizer.json`, else `tokenizer.model`.
 
     What ends a text is `eos_token_id` of `generation_config.json`, else of `config.json`. Whether
     something begins it is up to the file, unless `tokenizer_config.json` has `add_bos_token`.
+    Between documents stands `bos_token_id`, and where there is none the first that ends a text.
+
+    Args:
+        folder: The folder.
+        most_ids: Ids that the model has, if the tokenizer may have more.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError, ModuleNotFoundError: As `PretrainedTokenizer`.
     """
     ends, begins = _ids(folder, "eos_token_id"), _ids(folder, "bos_token_id")
-    options: dict[str, Any] = {"eot_id": ends[0] if ends else None, "end_ids": ends}
-    adds = _object(folder / "tokenizer_config.json").get("add_bos_token")
+    between = [*begins, *ends]
+    options: dict[str, Any] = {"eot_id": between[0] if between else None, "end_ids": ends}
+    adds = _object(folder, "tokenizer_config.json").get("add_bos_token")
     if adds is False or (adds is True and begins):
         options["begin_ids"] = begins if adds else []
     for kind, name in _NAMES.items():
         if (folder / name).exists():
-            return PretrainedTokenizer((folder / name).read_bytes(), kind, **options)
+            content = inside(folder, name).read_bytes()
+            return PretrainedTokenizer(content, kind, most_ids=most_ids, **options)
     raise FileNotFoundError(
         f"a folder of a model must hold tokenizer.json or tokenizer.model to be written with; "
         f"{folder} has neither. Fetch the whole folder."
@@ -253,10 +281,8 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     else:
         return f"tokenizer: {tokenizer.kind} has no file that others read, and is not written"
     (folder / _NAMES[kind]).write_bytes(content)
-    ids = {"bos_token_id": tokenizer.begin_ids[:1], "eos_token_id": tokenizer.end_ids}
-    said = {name: list(found) for name, found in ids.items() if found}
     files = {
-        "generation_config.json": {n: x[0] if len(x) == 1 else x for n, x in said.items()},
+        "generation_config.json": {n: x for n, x in token_ids(tokenizer).items() if x is not None},
         "tokenizer_config.json": {"add_bos_token": bool(tokenizer.begin_ids)},
     }
     for name, fields in files.items():
@@ -265,22 +291,32 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
     return f"tokenizer: {_NAMES[kind]}"
 
 
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Say which ids begin and end texts, in the words of `config.json`; null for none."""
+    ends = list(tokenizer.end_ids)
+    return {
+        "bos_token_id": tokenizer.begin_ids[0] if tokenizer.begin_ids else tokenizer.eot_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    }
+
+
 def _ids(folder: Path, field: str) -> list[int]:
     """Take the id or ids that a folder gives as a field, of the first file that has one."""
     for name in ("generation_config.json", "config.json"):
-        said = _object(folder / name).get(field)
+        said = _object(folder, name).get(field)
         ids = [x for x in (said if isinstance(said, list) else [said]) if type(x) is int]
         if ids:
             return ids
     return []
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(folder: Path, name: str) -> dict[str, Any]:
     """Read an object from a file, empty where there is none."""
-    if not path.exists():
+    if not (folder / name).exists():
         return {}
+    path = inside(folder, name)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
     if not isinstance(found, dict):

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,8 +17,9 @@ from genai_jax.interop.origin import Origin, load_origin
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
+from genai_jax.paths import map_named
 from genai_jax.training.checkpoints import load_part
-from genai_jax.training.initialise import Initial, Source, from_run
+from genai_jax.training.initialise import Initial, Source, from_run, newest_arrays
 from genai_jax.training.posthoc_ema import reconstruct
 from genai_jax.training.run_directory import RunError, read_run
 from genai_jax.training.saved_config import from_json
@@ -43,6 +45,8 @@ class TextModel:
 
 def is_pretrained(folder: str | Path) -> bool:
     """Whether a folder is one of Hugging Face's, by its `config.json`, and not a run."""
+    if not folder:
+        return False
     try:
         said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -69,7 +73,7 @@ def load_text_model(folder: str, sigma_rel: float = 0.0) -> TextModel:
                 "--ema-sigma-rel."
             )
         source = PretrainedFolder(folder)
-        tokenizer = load_pretrained_tokenizer(Path(folder))
+        tokenizer = load_pretrained_tokenizer(Path(folder), source.config.vocab_size)
         return TextModel(source.load(), tokenizer, describe_folder(folder, source), source.origin)
     return _load_run(Path(folder), sigma_rel)
 
@@ -88,12 +92,16 @@ def _load_run(path: Path, sigma_rel: float) -> TextModel:
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, "float32" if part == "ema" else x.dtype, sharding=device
-        ),
-        jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0))),
-    )
+    arrays = newest_arrays(path / "checkpoints")
+
+    def stored(name: str, x: Any) -> jax.ShapeDtypeStruct:
+        """Each parameter in the type that it came with, which need not be that of all."""
+        known = arrays.get(f"{part}/{re.sub(r'^layers/[0-9]+/', 'layers/', name)}", {})
+        dtype = "float32" if part == "ema" else known.get("dtype", x.dtype)
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=device)
+
+    model = jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0)))
+    like = map_named(stored, model)
     if sigma_rel:
         made = reconstruct(path / "ema", like, sigma_rel)
         return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin)
@@ -121,7 +129,42 @@ def _load_initial(folder: str, like: PyTree) -> Initial:
     )
 
 
-def adopt(model: TransformerConfig, folder: str) -> TransformerConfig:
-    """Give a model the shape of a folder of Hugging Face's; how it trains and computes stays."""
+class Beginning(NamedTuple):
+    """What a run that begins as a folder of Hugging Face's takes from it.
+
+    Attributes:
+        shape: Of the model.
+        tokenizer: Of the texts.
+    """
+
+    shape: TransformerConfig
+    tokenizer: Tokenizer
+
+
+def beginning_of(init: str, workdir: str) -> Beginning | None:
+    """Read what a run begins as; None where it is not a folder of Hugging Face's.
+
+    A run that has begun has it all: the folder may be gone, or another one by now.
+
+    Args:
+        init: The folder.
+        workdir: Of the run; none does not look there.
+    """
+    if not init:
+        return None
+    run = Path(workdir)
+    if workdir and (run / "origin").is_dir():
+        saved, _ = read_run(run)
+        if saved["init"] == init:
+            shape = from_json(TransformerConfig, saved["model"])
+            return Beginning(shape, load_tokenizer(run / "tokenizer"))
+    if not is_pretrained(init):
+        return None
+    shape = PretrainedFolder(init).config
+    return Beginning(shape, load_pretrained_tokenizer(Path(init), shape.vocab_size))
+
+
+def adopt(model: TransformerConfig, shape: TransformerConfig) -> TransformerConfig:
+    """Give a model another's shape; how it trains and computes stays."""
     kept: dict[str, Any] = {name: getattr(model, name) for name in NOT_SHAPE}
-    return dataclasses.replace(PretrainedFolder(folder).config, **kept)
+    return dataclasses.replace(shape, **kept)

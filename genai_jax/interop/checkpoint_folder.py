@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from genai_jax.data.folders import FolderError, inside
 from genai_jax.interop.safetensors import (
     Outgoing,
     SafetensorsFile,
@@ -26,7 +27,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MOST_JSON_BYTES = 100_000_000
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FolderError):
     """A folder is not a checkpoint that can be read, or not one of this model."""
 
 
@@ -37,16 +38,22 @@ class FileLayout:
     Attributes:
         files: Names of tensors in the order of their bytes, by name of the file.
         metadata: Metadata of each file.
-        index_metadata: Metadata of the index; None where there is no index.
+        index: Text of the index; None where there is none.
     """
 
     files: dict[str, list[str]]
     metadata: dict[str, dict[str, str]]
-    index_metadata: dict[str, Any] | None
+    index: str | None
 
 
 class CheckpointFolder:
-    """The tensors of a folder, by name; none is read before it is asked for."""
+    """The tensors of a folder, by name; none is read before it is asked for.
+
+    Attributes:
+        path: The folder.
+        index: The index; None where there is but one file.
+        entries: What there is, by name.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Open the files and check that they and the index agree.
@@ -64,18 +71,21 @@ class CheckpointFolder:
             )
         self.index = self._read_index()
         names = [SINGLE] if self.index is None else sorted(set(self.index["weight_map"].values()))
-        self._files = {name: SafetensorsFile(self.inside(name)) for name in names}
+        self._files = {name: SafetensorsFile(inside(self.path, name)) for name in names}
         self._file_of = {
             tensor: name for name, file in self._files.items() for tensor in file.entries
+        }
+        self.entries: dict[str, TensorEntry] = {
+            tensor: self._files[name].entries[tensor] for tensor, name in self._file_of.items()
         }
         self._check_index()
 
     def _read_index(self) -> dict[str, Any] | None:
         """Read the index, if there is one; without one there must be the one file."""
         if (self.path / INDEX).exists():
-            index = read_json(self.inside(INDEX))
+            index = read_json(inside(self.path, INDEX))
             places = index.get("weight_map")
-            if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
+            if not isinstance(places, dict) or not all(map(is_file_name, places.values())):
                 raise CheckpointError(
                     f"{self.path / INDEX}: `weight_map` must give each tensor the name of a file "
                     "in this folder that ends in .safetensors, without a path. Fetch it again."
@@ -95,27 +105,6 @@ class CheckpointFolder:
             )
         return None
 
-    def inside(self, name: str) -> Path:
-        """Give the path of a file of the folder, links followed.
-
-        Raises:
-            CheckpointError: If it is missing, or a link leads out of the folder (into the blobs of
-                the same cached model it may lead).
-        """
-        path = self.path / name
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing. Fetch the whole folder.")
-        real, home = path.resolve(), self.path.resolve()
-        allowed = [home]
-        if home.parent.name == "snapshots":  # Hugging Face's cache keeps links to its blobs there
-            allowed.append(home.parent.parent / "blobs")
-        if not any(real.is_relative_to(folder) for folder in allowed):
-            raise CheckpointError(
-                f"{path} is a link to {real}, outside of the folder, and is not followed. Copy the "
-                "file there if you trust it."
-            )
-        return real
-
     def _check_index(self) -> None:
         if len(self._file_of) != sum(len(file.entries) for file in self._files.values()):
             seen: set[str] = set()
@@ -134,11 +123,6 @@ class CheckpointFolder:
                 "Fetch the whole folder again."
             )
 
-    @property
-    def entries(self) -> dict[str, TensorEntry]:
-        """What there is, by name."""
-        return {name: self._files[file].entries[name] for name, file in self._file_of.items()}
-
     def __getitem__(self, name: str) -> np.ndarray:
         """View a tensor, read-only; bytes come from the disk as they are used."""
         return self._files[self._file_of[name]][name]
@@ -149,7 +133,7 @@ class CheckpointFolder:
         return FileLayout(
             {name: list(file.entries) for name, file in self._files.items()},
             {name: file.metadata for name, file in self._files.items()},
-            None if self.index is None else self.index.get("metadata", {}),
+            None if self.index is None else read_text(self.path / INDEX),
         )
 
 
@@ -168,11 +152,8 @@ def write_checkpoint(
     for file, names in layout.files.items():
         chosen = {name: tensors[name] for name in names}
         write_safetensors(folder / file, chosen, layout.metadata[file])
-    if layout.index_metadata is not None:
-        places = {name: file for file, names in layout.files.items() for name in names}
-        index = {"metadata": layout.index_metadata, "weight_map": dict(sorted(places.items()))}
-        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        (folder / INDEX).write_text(text, encoding="utf-8")
+    if layout.index is not None:
+        (folder / INDEX).write_bytes(layout.index.encode("utf-8"))
 
 
 def plan_files(tensors: Mapping[str, Outgoing], most_bytes: int) -> FileLayout:
@@ -194,12 +175,20 @@ def plan_files(tensors: Mapping[str, Outgoing], most_bytes: int) -> FileLayout:
         if count == 1
         else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     )
+    files = dict(zip(names, groups, strict=True))
+    metadata = {name: {"format": "pt"} for name in names}
+    if count == 1:
+        return FileLayout(files, metadata, None)
+    places = {tensor: file for file, group in files.items() for tensor in group}
     total = sum(tensor.nbytes for tensor in tensors.values())
-    return FileLayout(
-        dict(zip(names, groups, strict=True)),
-        {name: {"format": "pt"} for name in names},
-        None if count == 1 else {"total_size": total},
-    )
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    return FileLayout(files, metadata, text)
+
+
+def read_text(path: Path) -> str:
+    """Read a text as it is, ends of lines too."""
+    return path.read_bytes().decode("utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -228,7 +217,8 @@ def some(names: list[str], most: int = 5) -> str:
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _is_file_name(said: Any) -> bool:
+def is_file_name(said: Any) -> bool:
+    """Whether something is the name of a file of tensors, without a path."""
     if not isinstance(said, str):
         return False
     plain = said == Path(said).name and "\\" not in said and "\0" not in said

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,7 +26,9 @@ _BIASES = ("norm_bias", "qkv_bias", "output_bias", "mlp_bias")
 _MOST_FILE_BYTES = 5_000_000_000
 
 
-def find_family(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
+def find_family(
+    config: TransformerConfig, families: Sequence[Family] = FAMILIES
+) -> tuple[Family, dict[str, Any]]:
     """Find a family that can say a shape, and how its `config.json` says it.
 
     Where a family has biases that the model lacks, zeros are the same function.
@@ -35,16 +38,19 @@ def find_family(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
     """
     ours = canonical(config)
     candidates = []
-    for family in FAMILIES:
+    for family in families:
         fields = family.write(ours)
         try:
             theirs = family.read(Settings(fields, family.defaults))
-        except ConfigError:
+        except ValueError:  # a shape that this family cannot have at all
             continue
         names = [field.name for field in dataclasses.fields(ours)]
         differs = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
         wrong = [name for name in differs if name not in _BIASES or getattr(ours, name)]
         candidates.append((len(wrong), len(differs), family, fields, wrong, theirs))
+    if not candidates:
+        known = ", ".join(family.model_type for family in families)
+        raise ConfigError(f"a model must be of a known family to be written: {known}.")
     number, _, family, fields, wrong, theirs = min(candidates, key=lambda found: found[:2])
     if number:
         said = ", ".join(
@@ -63,7 +69,8 @@ def save_pretrained(
     *,
     origin: Origin | None = None,
     dtype: np.dtype | None = None,
-    most_file_bytes: int = _MOST_FILE_BYTES,
+    most_file_bytes: int | None = None,
+    token_ids: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write `config.json` and safetensors, tensor by tensor.
 
@@ -74,13 +81,16 @@ def save_pretrained(
             were there, what stood beside the weights is copied, and `config.json` is the same
             unless the shape is another by now.
         dtype: Type to write; None is that of the origin, or of each parameter.
-        most_file_bytes: Where there is no origin, larger models are cut into several files.
+        most_file_bytes: Larger models are cut into several files; None is as in the origin, or
+            5 GB.
+        token_ids: Fields of a new `config.json` such as `eos_token_id`.
 
     Raises:
         ConfigError: If no family can say the model's shape.
     """
     config = canonical(model.config)
-    text, family = _describe(config, origin, dtype, model.embedding.table[...].dtype)
+    held = np.dtype(dtype or model.embedding.table[...].dtype)
+    text, family = _describe(config, origin, held, dtype is not None, token_ids)
     prefix = family.prefixes[0] if origin is None else origin.prefix
     _, theirs = read_config(json.loads(text))
     slots = slots_of(family, theirs, prefix)
@@ -88,31 +98,40 @@ def save_pretrained(
     if origin is not None and any(HEAD in names for names in origin.layout.files.values()):
         table = next(slot.theirs for slot in slots if slot.ours == "embedding/table")
         tensors.setdefault(HEAD, tensors[table])
-    layout = _layout(tensors, origin, most_file_bytes)
+    same_files = origin is not None and dtype is None and most_file_bytes is None
+    layout = _layout(tensors, origin if same_files else None, most_file_bytes or _MOST_FILE_BYTES)
     folder = Path(folder)
     write_checkpoint(folder, tensors, layout)
     if origin is not None:
         origin.copy_companions(folder)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_bytes(text.encode("utf-8"))
 
 
 def _describe(
-    config: TransformerConfig, origin: Origin | None, dtype: np.dtype | None, held: np.dtype
+    config: TransformerConfig,
+    origin: Origin | None,
+    dtype: np.dtype,
+    retyped: bool,
+    token_ids: Mapping[str, Any],
 ) -> tuple[str, Family]:
     """Write `config.json`: that of the origin where it still says this shape."""
+    families: Sequence[Family] = FAMILIES
     raw: dict[str, Any] = {}
     if origin is not None:
         raw = json.loads(origin.config)
         family, shape = read_config(raw)
         if canonical(shape) == config:
-            if dtype is None:
+            if not retyped:
                 return origin.config, family
-            raw["dtype" if "dtype" in raw else "torch_dtype"] = str(dtype)
-            return _as_text(raw), family
-    family, fields = find_family(config)
-    raw |= {"architectures": [family.architecture], "model_type": family.model_type}
-    raw |= {"torch_dtype": str(dtype or held)} | fields
-    return _as_text(raw), family
+            return _as_text(
+                raw | {"dtype" if "dtype" in raw else "torch_dtype": str(dtype)}
+            ), family
+        families = (family, *(other for other in FAMILIES if other is not family))
+    # Of an older shape nothing may stay that would be read.
+    kept = {name: value for name, value in raw.items() if name.endswith("_token_id")}
+    family, fields = find_family(config, families)
+    kind = {"architectures": [family.architecture], "model_type": family.model_type}
+    return _as_text(kept | dict(token_ids) | kind | {"torch_dtype": str(dtype)} | fields), family
 
 
 def _as_text(raw: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from genai_jax.interop.llama import (
     read_llama_like,
     write_llama_like,
 )
-from genai_jax.interop.settings import KIND_NAMES, ConfigError, Settings, read_rope
+from genai_jax.interop.settings import KIND_NAMES, Settings, read_two_ropes
 from genai_jax.nn.config import TransformerConfig
 
 _GEMMA_MODULES = LLAMA_MODULES | {
@@ -38,6 +38,7 @@ _GEMMA_DEFAULTS = LLAMA_DEFAULTS | {
 def _gemma(settings: Settings) -> dict[str, Any]:
     biased = settings.truth("attention_bias")
     return {
+        "by_name": True,
         "norm_offset": 1.0,
         "post_norms": True,
         "embedding_scale": True,
@@ -66,24 +67,17 @@ def _read_gemma3(settings: Settings) -> TransformerConfig:
         if settings["sliding_window_pattern"] is None
         else "sliding_window_pattern"
     )
-    if settings["rope_parameters"] is None:
-        local = settings.positive("rope_local_base_freq")
-    else:
-        sliding = read_rope(settings, "sliding_attention")
-        if sliding.scaling != "none":
-            raise ConfigError(
-                "config.json: the rotary embedding of sliding layers must have the type default; "
-                f"got {sliding.scaling}."
-            )
-        local = sliding.theta
+    # Theirs has the field and does not use it.
+    settings.refuse("attn_logit_softcapping", default=None)
+    rope, local_theta = read_two_ropes(settings)
     return read_llama_like(
         settings,
         kinds=tuple("sliding" if (i + 1) % period else "global" for i in range(layers)),
         attention_scale=settings.positive("query_pre_attn_scalar") ** -0.5,
-        attention_softcap=settings.maybe_positive("attn_logit_softcapping"),
         final_softcap=settings.maybe_positive("final_logit_softcapping"),
         qk_norm=True,
-        local_theta=local,
+        rope=rope,
+        local_theta=local_theta,
         **_gemma(settings),
     )
 

@@ -9,6 +9,7 @@ from genai_jax.interop.settings import (
     Settings,
     read_layer_kinds,
     read_rope,
+    shortest_pattern,
     write_rope,
 )
 from genai_jax.nn.config import LayerKind, TransformerConfig
@@ -54,6 +55,7 @@ def read_llama_like(
     settings: Settings,
     *,
     kinds: tuple[LayerKind, ...] | None = None,
+    by_name: bool = False,
     activation: str = "hidden_act",
     **more: Any,
 ) -> TransformerConfig:
@@ -61,12 +63,17 @@ def read_llama_like(
 
     Args:
         settings: Fields of the model.
-        kinds: Kind of every layer where `layer_types` is absent; None is global.
+        kinds: Kind of every layer; None is global.
+        by_name: Whether the family has `layer_types`, which then come first.
         activation: Name of the field of the activation.
         more: Fields of the configuration that are this family's own.
     """
     settings.refuse("use_bidirectional_attention", "quantization_config", "pruned_heads")
-    pattern = read_layer_kinds(settings, kinds)
+    everywhere: tuple[LayerKind, ...] = ("global",)
+    if by_name:
+        pattern = read_layer_kinds(settings, kinds)
+    else:
+        pattern = shortest_pattern(kinds or everywhere)
     window = settings.maybe_whole("sliding_window")
     if "sliding" in pattern and window is None:
         raise ConfigError("config.json: sliding layers need `sliding_window`; got null.")
@@ -80,7 +87,7 @@ def read_llama_like(
         "mlp_dim": settings.whole("intermediate_size"),
         "max_length": settings.whole("max_position_embeddings"),
         "norm_eps": settings.positive("rms_norm_eps"),
-        "rope": read_rope(settings),
+        "rope": more.pop("rope", None) or read_rope(settings),
         "activation": settings.one_of(activation, ACTIVATIONS),
         "tied": settings.truth("tie_word_embeddings"),
         "layer_pattern": pattern,
@@ -130,19 +137,24 @@ def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
 
 def _qwen_kinds(settings: Settings) -> tuple[LayerKind, ...]:
     """Qwen slides from layer `max_window_layers` on, and only where `use_sliding_window` says."""
-    layers, first = settings.layers(), settings["max_window_layers"]
+    layers, first = settings.layers(), settings.whole("max_window_layers", least=0)
     slides = settings.truth("use_sliding_window") and settings["sliding_window"] is not None
     return tuple("sliding" if slides and i >= first else "global" for i in range(layers))
 
 
 def _read_qwen2(settings: Settings) -> TransformerConfig:
-    return read_llama_like(settings, kinds=_qwen_kinds(settings), qkv_bias=True)
+    return read_llama_like(settings, kinds=_qwen_kinds(settings), by_name=True, qkv_bias=True)
 
 
 def _read_qwen3(settings: Settings) -> TransformerConfig:
     biased = settings.truth("attention_bias")
     return read_llama_like(
-        settings, kinds=_qwen_kinds(settings), qk_norm=True, qkv_bias=biased, output_bias=biased
+        settings,
+        kinds=_qwen_kinds(settings),
+        by_name=True,
+        qk_norm=True,
+        qkv_bias=biased,
+        output_bias=biased,
     )
 
 

@@ -5,15 +5,21 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genai_jax.interop.checkpoint_folder import CONFIG, CheckpointError, FileLayout, read_json
+from genai_jax.data.folders import inside
+from genai_jax.interop.checkpoint_folder import (
+    CONFIG,
+    INDEX,
+    CheckpointError,
+    FileLayout,
+    is_file_name,
+    read_json,
+    read_text,
+)
 
 _NOTES = "origin.json"
-# What stands beside the weights: tokenizer, chat template, settings of generation.
-_COMPANIONS = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
-    *("chat_template.json", "generation_config.json"),
-)
+# Everything else beside the weights goes with them: tokenizer, chat template, licence.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack"}
+_MOST_BYTES = 100_000_000
 
 
 class Origin(NamedTuple):
@@ -33,24 +39,28 @@ class Origin(NamedTuple):
     dtypes: dict[str, str]
     layout: FileLayout
 
-    def copy_companions(self, folder: Path) -> list[str]:
-        """Copy what stood beside the weights, as it is; returns the names."""
-        names = [name for name in _COMPANIONS if (self.folder / name).is_file()]
-        for name in names:
-            shutil.copyfile(self.folder / name, folder / name)
-        return names
+    def copy_companions(self, folder: Path) -> None:
+        """Copy what stands beside the weights, as it is.
+
+        Raises:
+            FolderError: If one of the files is a link that leads out of the folder.
+        """
+        for path in sorted(self.folder.iterdir()):
+            ours = path.name in (CONFIG, INDEX, _NOTES) or path.suffix in _WEIGHTS
+            if not ours and path.is_file() and path.stat().st_size <= _MOST_BYTES:
+                shutil.copyfile(inside(self.folder, path.name), folder / path.name)
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, companions too, for `load_origin`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(self.config, encoding="utf-8")
+        (folder / CONFIG).write_bytes(self.config.encode("utf-8"))
         self.copy_companions(folder)
         notes = {
             "prefix": self.prefix,
             "dtypes": self.dtypes,
             "files": self.layout.files,
             "metadata": self.layout.metadata,
-            "index_metadata": self.layout.index_metadata,
+            "index": self.layout.index,
         }
         (folder / _NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
@@ -65,8 +75,13 @@ def load_origin(folder: Path) -> Origin | None:
         return None
     notes: dict[str, Any] = read_json(folder / _NOTES)
     try:
-        layout = FileLayout(notes["files"], notes["metadata"], notes["index_metadata"])
-        text = (folder / CONFIG).read_text(encoding="utf-8")
-        return Origin(folder, text, notes["prefix"], notes["dtypes"], layout)
-    except KeyError as error:
-        raise CheckpointError(f"{folder / _NOTES} lacks {error}. Convert again.") from error
+        files = {name: list(tensors) for name, tensors in notes["files"].items()}
+        if not all(map(is_file_name, files)):
+            raise CheckpointError(f"{folder / _NOTES}: files must be names without a path.")
+        layout = FileLayout(files, dict(notes["metadata"]), notes["index"])
+        text = read_text(folder / CONFIG)
+        return Origin(folder, text, notes["prefix"], dict(notes["dtypes"]), layout)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / _NOTES} is damaged ({error!r}). Convert again."
+        ) from error

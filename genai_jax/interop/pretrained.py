@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from genai_jax.data.folders import inside
 from genai_jax.interop.checkpoint_folder import (
     CONFIG,
     CheckpointError,
     CheckpointFolder,
     read_json,
+    read_text,
     some,
 )
 from genai_jax.interop.family import Family, canonical
@@ -48,7 +50,7 @@ def read_config(raw: dict[str, Any]) -> tuple[Family, TransformerConfig]:
     """
     known = {family.model_type: family for family in FAMILIES}
     name = raw.get("model_type")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(
             f"config.json: `model_type` must be one of {', '.join(known)}; got {name!r:.80}."
         )
@@ -107,8 +109,8 @@ class PretrainedFolder:
             SafetensorsError: If a file is damaged.
         """
         self._folder = CheckpointFolder(folder)
-        text = self._folder.inside(CONFIG)
-        raw = read_json(text)
+        path = inside(self._folder.path, CONFIG)
+        raw = read_json(path)
         self.family, self.config = read_config(raw)
         if self.config.num_layers > len(self._folder.entries):
             raise CheckpointError(
@@ -133,9 +135,7 @@ class PretrainedFolder:
             for name, entry in self._folder.entries.items()
             if not name.endswith(self.family.buffers)
         }
-        self.origin = Origin(
-            self._folder.path, text.read_text(encoding="utf-8"), prefix, dtypes, layout
-        )
+        self.origin = Origin(self._folder.path, read_text(path), prefix, dtypes, layout)
 
     def _check_head(self) -> None:
         """Check that a head that stands beside a tied embedding is the same."""

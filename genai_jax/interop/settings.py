@@ -30,11 +30,11 @@ class Settings:
         """Take a field, or its default; null where that is the default too, or has a meaning."""
         return self.raw.get(name, self.defaults.get(name))
 
-    def whole(self, name: str, most: int = _MOST) -> int:
-        """Take a whole number from 1 to `most`."""
+    def whole(self, name: str, most: int = _MOST, least: int = 1) -> int:
+        """Take a whole number from `least` to `most`."""
         value = self[name]
-        if type(value) is not int or not 1 <= value <= most:
-            raise _fault(name, value, f"a whole number from 1 to {most:,}")
+        if type(value) is not int or not least <= value <= most:
+            raise _fault(name, value, f"a whole number from {least} to {most:,}")
         return value
 
     def layers(self, name: str = "num_hidden_layers") -> int:
@@ -73,7 +73,7 @@ class Settings:
     def refuse(self, *names: str, default: Any = False) -> None:
         """Refuse fields that say what is not built here, unless they are null or `default`."""
         for name in names:
-            if self[name] not in (None, default):
+            if self[name] not in (None, default, {}):
                 raise _fault(name, self[name], f"{json.dumps(default)}: nothing else is built here")
 
 
@@ -92,10 +92,8 @@ def read_rope(settings: Settings, kind: str = "full_attention") -> RopeConfig:
     Raises:
         ConfigError: If the type is not known, or a field of it is missing or is not a number.
     """
-    said = settings["rope_parameters"]
-    if said is None:
-        said = settings["rope_scaling"] or {}
-    if isinstance(said, dict) and kind in said:
+    said = _rope_fields(settings)
+    if kind in said:
         said = said[kind] or {}
     if not isinstance(said, dict):
         raise _fault("rope_parameters", said, "an object")
@@ -143,6 +141,40 @@ def read_rope(settings: Settings, kind: str = "full_attention") -> RopeConfig:
         attention_factor=rope.maybe_positive("attention_factor"),
         truncate=rope.truth("truncate"),
     )
+
+
+def _rope_fields(settings: Settings) -> dict[str, Any]:
+    """Take what is said of the rotary embedding, from either dialect but not from both."""
+    newer, older = settings["rope_parameters"], settings["rope_scaling"]
+    if newer is not None and older is not None and newer != older:
+        raise _fault("rope_scaling", older, "absent where there are `rope_parameters`")
+    said = older if newer is None else newer
+    if said is not None and not isinstance(said, dict):
+        raise _fault("rope_parameters" if older is None else "rope_scaling", said, "an object")
+    return said or {}
+
+
+def read_two_ropes(settings: Settings) -> tuple[RopeConfig, float]:
+    """Read the rotary embedding of global layers, and the base of that of sliding ones.
+
+    The newer dialect has parameters of both kinds, the older one `rope_local_base_freq`.
+
+    Raises:
+        ConfigError: If only one kind has parameters, or sliding layers are stretched.
+    """
+    said, kinds = _rope_fields(settings), set(_KINDS)
+    if not said.keys() & kinds and settings["rope_parameters"] is None:
+        return read_rope(settings), settings.positive("rope_local_base_freq")
+    if not kinds <= said.keys() or "rope_local_base_freq" in settings.raw:
+        raise _fault(
+            "rope_parameters",
+            settings["rope_parameters"],
+            f"of {' and '.join(sorted(kinds))} both, without `rope_local_base_freq`",
+        )
+    sliding = read_rope(settings, "sliding_attention")
+    if sliding.scaling != "none":
+        raise _fault("rope_type", sliding.scaling, "default for sliding_attention")
+    return read_rope(settings), sliding.theta
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:

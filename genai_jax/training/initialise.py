@@ -56,7 +56,7 @@ def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") 
     """
     read_run(run_folder)
     folder = Path(run_folder) / "checkpoints"
-    part = prefer if prefer in _parts(folder) else "model"
+    part = prefer if prefer in {name.split("/")[0] for name in newest_arrays(folder)} else "model"
     try:
         found = load_part(folder, {part: like})
     except StorageError as error:
@@ -76,15 +76,19 @@ def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") 
     return Initial(parts[part], f"{run_folder} after its step {step}", digest)
 
 
-def _parts(folder: Path) -> set[str]:
-    """List what the newest checkpoint consists of."""
+def newest_arrays(folder: Path) -> dict[str, Any]:
+    """Say what the newest checkpoint consists of: shape and dtype by name, `model/embedding/table`.
+
+    Args:
+        folder: Of checkpoints.
+    """
     for step in reversed(finished_steps(folder)):
         try:
             arrays: dict[str, Any] = read_manifest(folder / str(step))["arrays"]
         except DamagedCheckpoint:
             continue
-        return {name.split("/")[0] for name in arrays}
-    return set()
+        return arrays
+    return {}
 
 
 def begin_with(state: TrainState, model: PyTree) -> TrainState:

@@ -39,6 +39,6 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
                     "stopped before the end; the same command again does the rest", file=sys.stderr
                 )
                 return stop.exit_code
-    except (RunError, ValueError, FileNotFoundError) as error:
+    except (RunError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2

@@ -69,9 +69,11 @@ def byte_fallback():
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
     )
+    tokenizer.add_tokens([tokenizers.AddedToken("▁" * n, normalized=False) for n in (2, 3)])
     said = json.loads(tokenizer.to_str())
     vocabulary = said["model"]["vocab"]
-    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    first = 1 + max(max(vocabulary.values()), *(x["id"] for x in said["added_tokens"]))
+    vocabulary |= {f"<0x{byte:02X}>": first + byte for byte in range(256)}
     return json.dumps(said)
 
 
@@ -120,6 +122,20 @@ def test_what_was_saved_is_loaded(pair, tmp_path):
     np.testing.assert_array_equal(again.encode(TEXT[:500]), ours.encode(TEXT[:500]))
 
 
+def test_ids_that_the_model_lacks_are_cut_off(pair):
+    """Gemma 3's smallest models have no row for the id of images, which no text encodes to."""
+    _, ours = pair
+    more = tokenizers.Tokenizer.from_str(ours.content.decode())
+    more.add_special_tokens(["<image>"])
+    more.add_tokens(["zebra"])
+    options = {"eot_id": 1, "end_ids": [1], "most_ids": ours.vocab_size}
+    cut = PretrainedTokenizer(more.to_str().encode(), "tokenizer.json", **options)
+    assert cut.vocab_size == ours.vocab_size
+    np.testing.assert_array_equal(cut.encode("a <image>"), ours.encode("a <image>"))
+    with pytest.raises(ValueError, match=f"below {ours.vocab_size}, which the model has"):
+        cut.encode("a zebra")
+
+
 def refused(content, match):
     with pytest.raises(ValueError, match=match):
         PretrainedTokenizer(content.encode(), "tokenizer.json", eot_id=None, end_ids=[])
@@ -131,6 +147,11 @@ def test_what_does_not_stand_for_bytes_is_refused():
     refused(json.dumps(said | {"decoder": {"type": "Fuse"}}), "must be ByteLevel.*got Fuse")
     lower = said | {"normalizer": {"type": "Lowercase"}}
     refused(json.dumps(lower), "must be lossless")
+    said["model"]["vocab"]["two words"] = 600
+    refused(json.dumps(said), "pieces of its 256 characters; got 'two words'")
+    said["model"]["vocab"]["two words"] = 50_000_000
+    refused(json.dumps(said), "from 1 to 10,000,000 ids")
+    del said["model"]["vocab"]["two words"]
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(said))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|end|>", special_tokens=[("<|end|>", 1)]

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from genai_jax.data.folders import FolderError
 from genai_jax.interop.checkpoint_folder import INDEX, CheckpointError
 from genai_jax.interop.export import find_family, save_pretrained
 from genai_jax.interop.llama import LLAMA_DEFAULTS
-from genai_jax.interop.pretrained import PretrainedFolder
+from genai_jax.interop.pretrained import FAMILIES, PretrainedFolder, read_config
 from genai_jax.interop.safetensors import Outgoing, SafetensorsFile, write_safetensors
 from genai_jax.interop.settings import ConfigError
 from genai_jax.models.lm import SHARDING_RULES, LanguageModel
@@ -184,15 +185,17 @@ def test_tensors_that_do_not_fit_are_named(folder, change, rule):
         ({"hidden_act": "swoosh"}, "`hidden_act` must be one of gelu_new"),
         ({"hidden_act": ["silu"]}, "`hidden_act` must be one of"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config` must be false: nothing else"),
+        ({"model_type": ["llama"]}, "`model_type` must be one of llama"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {}},
+            "`rope_scaling` must be absent where there are `rope_parameters`",
+        ),
         ({"rope_scaling": {"rope_type": "longrope"}}, "`rope_type` must be one of default, linear"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 'got "dynamic"'),
         ({"rope_scaling": {"type": "linear"}}, "`factor` must be a number above 0; got null"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "`factor`"),
         ({"rope_scaling": [2.0]}, "must be an object"),
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` must be 1.0"),
-        ({"layer_types": ["full_attention"]}, "a list of 3 names, one a layer"),
-        ({"layer_types": ["full_attention", "x", "y"]}, "one of full_attention, sliding_attention"),
-        ({"layer_types": ["sliding_attention"] * 3}, "need `sliding_window`; got null"),
         ({"num_key_value_heads": 3}, "`num_heads` must be divisible by `num_kv_heads`"),
         ({"head_dim": 7}, "even head size; got 7"),
         ({"hidden_size": 40}, "must have shape"),
@@ -208,6 +211,46 @@ def test_configurations_that_cannot_be_built_are_refused(folder, changes, rule):
     assert len(str(caught.value)) < 700
 
 
+def test_what_a_family_does_not_read_changes_nothing(folder):
+    before = PretrainedFolder(folder).config
+    change_config(folder, layer_types=["sliding_attention"] * 3, sliding_window=3, pruned_heads={})
+    assert PretrainedFolder(folder).config == before
+
+
+QWEN = {"model_type": "qwen2", "num_hidden_layers": 3, "sliding_window": 8}
+GEMMA = {"model_type": "gemma3_text", "num_hidden_layers": 3}
+FULL, SLIDING = {"rope_theta": 1e6}, {"rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [
+        (QWEN | {"layer_types": ["full_attention"]}, "a list of 3 names, one a layer"),
+        (QWEN | {"layer_types": ["full_attention", "x", "y"]}, "one of full_attention, sliding_at"),
+        (QWEN | {"use_sliding_window": True, "max_window_layers": None}, "`max_window_layers`"),
+        (QWEN | {"use_sliding_window": True, "max_window_layers": "3"}, "`max_window_layers`"),
+        (
+            QWEN | {"layer_types": ["sliding_attention"] * 3, "sliding_window": None},
+            "need `sliding_window`; got null",
+        ),
+        (GEMMA | {"rope_parameters": {"full_attention": FULL}}, "both, without"),
+        (GEMMA | {"rope_parameters": FULL}, "both, without"),
+        (
+            GEMMA
+            | {"rope_parameters": {"full_attention": FULL, "sliding_attention": SLIDING}}
+            | {"rope_local_base_freq": 1e4},
+            "both, without",
+        ),
+        (GEMMA | {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` must be null"),
+        ({"model_type": "gemma2", "sliding_window": None}, "need `sliding_window`"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "must be false"),
+    ],
+)
+def test_what_a_family_cannot_say_is_refused(raw, rule):
+    with pytest.raises(ConfigError, match=rule):
+        read_config(raw)
+
+
 FIELDS = sorted(LLAMA_DEFAULTS | {"head_dim": 8, "num_key_value_heads": 2, "attention_bias": False})
 FIELDS += ["mlp_bias", "rope_scaling", "rope_parameters", "layer_types", "sliding_window"]
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -218,6 +261,26 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ROPE, inner, max_size=3),
     max_leaves=5,
 )
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.sampled_from([family.model_type for family in FAMILIES]),
+    st.dictionaries(
+        st.sampled_from(sorted({name for family in FAMILIES for name in family.defaults})),
+        VALUES,
+        max_size=3,
+    ),
+)
+def test_whatever_a_config_says_it_is_read_or_refused(name, changes):
+    try:
+        read_config({"model_type": name, "num_hidden_layers": 2, "n_layer": 2} | changes)
+    except ValueError as error:
+        assert len(str(error)) < 1000
 
 
 @settings(
@@ -263,7 +326,7 @@ def test_folders_without_a_checkpoint_say_what_to_fetch(tmp_path, folder):
         PretrainedFolder(folder)
     (folder / "pytorch_model.bin").rename(folder / MODEL)
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config.json is missing"):
+    with pytest.raises(FolderError, match=r"config.json is missing"):
         PretrainedFolder(folder)
 
 
@@ -288,7 +351,7 @@ def test_an_index_must_fit_its_files(sharded):
 def test_a_missing_file_of_several_is_named(sharded):
     gone = sorted(sharded.glob("*.safetensors"))[1]
     gone.unlink()
-    with pytest.raises(CheckpointError, match=f"{gone.name} is missing"):
+    with pytest.raises(FolderError, match=f"{gone.name} is missing"):
         PretrainedFolder(sharded)
 
 
@@ -303,7 +366,7 @@ def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
     outside = tmp_path / "elsewhere.safetensors"
     (folder / MODEL).rename(outside)
     (folder / MODEL).symlink_to(outside)
-    with pytest.raises(CheckpointError, match="outside of the folder"):
+    with pytest.raises(FolderError, match="outside of the folder"):
         PretrainedFolder(folder)
 
 
@@ -326,6 +389,46 @@ def test_a_model_of_no_family_is_refused_with_the_nearest():
         ConfigError, match=r"nearest to this one is llama, .*`norm_offset` 0.5 \(0.0"
     ):
         find_family(odd)
+
+
+def test_a_shape_that_some_families_cannot_have_finds_its_own():
+    odd = TransformerConfig(vocab_size=9, embed_dim=36, num_heads=8, head_dim=16, qk_norm=True)
+    assert find_family(odd)[0].model_type == "qwen3"
+
+
+def test_a_changed_shape_goes_out_as_what_it_is_now(folder, tmp_path):
+    """Of the origin's configuration nothing may stay that would be read."""
+    change_config(
+        folder,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_scaling=None,
+        eos_token_id=3,
+    )
+    source = PretrainedFolder(folder)
+    changed = dataclasses.replace(
+        source.config, rope=dataclasses.replace(source.config.rope, theta=500_000.0)
+    )
+    model = LanguageModel(changed, jax.random.key(0))
+    save_pretrained(tmp_path / "out", model, origin=source.origin)
+    assert PretrainedFolder(tmp_path / "out").config == changed
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 3
+
+
+def test_texts_go_out_byte_for_byte(sharded, tmp_path):
+    """Whatever the ends of lines, the order and the fields of the index; and what lies beside."""
+    text = (sharded / "config.json").read_text()
+    (sharded / "config.json").write_bytes(text.replace("\n", "\r\n").encode())
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"] = dict(reversed(index["weight_map"].items()))
+    (sharded / INDEX).write_text(json.dumps(index | {"more": 1}))
+    (sharded / "LICENSE").write_bytes(b"take it\r\n")
+    (sharded / "pytorch_model.bin").write_bytes(b"not this")
+    source = PretrainedFolder(sharded)
+    save_pretrained(tmp_path / "out", source.load(), origin=source.origin)
+    (sharded / "pytorch_model.bin").unlink()
+    for path in sharded.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(list(sharded.iterdir())) == len(list((tmp_path / "out").iterdir()))
 
 
 def test_families_are_found():
