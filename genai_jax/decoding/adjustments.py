@@ -113,3 +113,9 @@ def count_drawn(seen: Seen, tokens: Int[Array, " b"], counts: Bool[Array, " b"])
         jnp.asarray(seen.drawn), places
     )
     return Seen(seen.prompt, drawn, seen.length + counts)
+
+
+def can_be_drawn_from(logits: Float[Array, "b v"]) -> Bool[Array, " b"]:
+    """Whether a row's logits are numbers, and not all of them -inf."""
+    highest = logits.max(-1)  # NaN where any is
+    return jnp.isfinite(highest)

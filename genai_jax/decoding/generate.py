@@ -1,12 +1,12 @@
 """Generation, token by token: prompts fill a cache in chunks, then one jitted loop draws tokens.
 
-Shapes come from a few sizes, so that few programs are compiled: rows as they are, prompts in chunks
-and caches in powers of two. Everything else (settings, seeds, stop ids, limits, the number of steps
+Two programs are compiled for a number of rows and a length of the cache: one reads a chunk of the
+prompts, one draws tokens. Everything else (settings, seeds, stop ids, limits, the number of steps
 of a call) is traced. B rows, P tokens of a prompt, S slots of the cache, V vocabulary.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from genai_jax.decoding.adjustments import Seen, adjust_logits, count_drawn
+from genai_jax.decoding.adjustments import (
+    Seen,
+    adjust_logits,
+    can_be_drawn_from,
+    count_drawn,
+)
 from genai_jax.decoding.requests import (
     NO_TOKEN,
     Tokens,
@@ -30,8 +35,9 @@ from genai_jax.types import PyTree
 
 Reason = Literal["stop", "length", "context", "broken"]
 
-_CHUNK = 512  # tokens of a prompt at a time: bounds the attention logits of a long one
-_FEWEST_SLOTS = 64
+# Tokens of a prompt at a time. Always as many, at places that do not depend on the prompts, so that
+# the arithmetic of a token is the same whatever stands beside it.
+_CHUNK = 64
 _STEPS = 64  # tokens of a row that one call may draw
 
 
@@ -187,7 +193,7 @@ def _advance(
         adjusted = adjust_logits(
             jnp.where(known, logits, -jnp.inf), settings.adjustments, seen, limits.stop_ids
         )
-        broken |= ~ended & ~_can_be_drawn_from(adjusted)
+        broken |= ~ended & ~can_be_drawn_from(adjusted)
         ended |= broken
         position = position + ~ended
         # A token's noise is keyed by its row's seed and its own position: by nothing around it.
@@ -211,17 +217,12 @@ def _advance(
     return progress, written
 
 
-def _can_be_drawn_from(logits: Float[Array, "b v"]) -> Bool[Array, " b"]:
-    """Whether a row's logits are numbers, and not all of them -inf."""
-    highest = logits.max(-1)  # NaN where any is
-    return jnp.isfinite(highest)
-
-
 class Generation:
     """Prompts under way: each `advance` draws the next tokens of all rows.
 
     A row's tokens depend on its prompt, its settings and its seed; not on the other rows, nor on
-    how many tokens a call draws.
+    how many tokens a call draws. Where `rows` and `context` are the same, they are the same to the
+    last bit of their probabilities: products of one row and of several may differ in it.
 
     Attributes:
         cut: Of each prompt, how many of the oldest tokens were dropped to fit the context.
@@ -238,6 +239,8 @@ class Generation:
         seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
         vocab_size: int | None = None,
+        rows: int = 2,
+        context: int = 0,
     ) -> None:
         """Read the prompts into a cache.
 
@@ -251,46 +254,52 @@ class Generation:
             seed: Of the noise, for each row; a single one gives row i `seed + i`.
             stop_ids: Tokens that end a row, at most 64: for all rows, or lists for each.
             vocab_size: Number of ids that may be drawn; None is the model's.
+            rows: Rows that are computed, at least, if there are fewer prompts.
+            context: Tokens that the cache is made for, at least; a power of two is.
 
         Raises:
             ValueError: If a prompt is empty or holds an id that the model does not have, or what is
                 asked for contradicts itself.
         """
-        rows, limit = len(prompts), model.config.max_length
+        count, limit = len(prompts), model.config.max_length
         known = model.config.vocab_size if vocab_size is None else vocab_size
-        configs = for_each("sampling", sampling, rows, SamplingConfig)
-        most = np.array(for_each("max_tokens", max_tokens, rows, int), np.int32)
-        seeds = range(seed, seed + rows) if isinstance(seed, int) else list(seed)
-        for_each("seed", seeds, rows, int)
-        stops = stop_table(stop_ids, rows)
+        configs = for_each("sampling", sampling, count, SamplingConfig)
+        most = for_each("max_tokens", max_tokens, count, int)
+        seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+        seeds = [number % 2**32 for number in for_each("seed", seeds, count, int)]
+        stops = stop_table(stop_ids, count)
         for config, number in zip(configs, most, strict=True):
-            check_request(config, int(number), known)
-
+            check_request(config, number, known)
         arrays = [checked(prompt, known) for prompt in prompts]
-        kept = [newest(prompt, int(n), limit) for prompt, n in zip(arrays, most, strict=True)]
-        lengths = np.array([len(prompt) for prompt in kept], np.int32)
+        kept = [newest(prompt, n, limit) for prompt, n in zip(arrays, most, strict=True)]
         self.cut = [len(whole) - len(part) for whole, part in zip(arrays, kept, strict=True)]
-        self.ended = np.zeros(rows, bool)
-        self._most = most
+        self.ended = np.zeros(count, bool)
+
+        # Rows that nobody asked for have ended before they begin.
+        idle = max(0, rows - count)
+        configs, kept = configs + [SamplingConfig()] * idle, kept + [np.zeros(1, np.int32)] * idle
+        self._most = np.array(most + [1] * idle, np.int32)
+        self._seeds = np.array(seeds + [0] * idle, np.uint32)
         self._settings = settings_of(configs, model.config.vocab_size)
-        self._seeds = np.array([number % 2**32 for number in seeds], np.uint32)
-        totals = np.minimum(lengths + most, limit).astype(np.int32)
+        stops = np.pad(stops, ((0, idle), (0, 0)), constant_values=NO_TOKEN)
+        lengths = np.array([len(prompt) for prompt in kept], np.int32)
+        totals = np.minimum(lengths + self._most, limit).astype(np.int32)
         self._limits = _Limits(totals, stops, np.int32(known))
 
-        slots = _power_of_two(int(totals.max()), least=_FEWEST_SLOTS)
-        padded = np.zeros((rows, slots), np.int32)
+        slots = _power_of_two(max(context, int(totals.max())), least=_CHUNK)
+        padded = np.zeros((len(kept), slots), np.int32)
         for row, prompt in zip(padded, kept, strict=True):
             row[: len(prompt)] = prompt
         self._model = _on_one_device(model)
-        cache = _empty_cache(self._model, rows, slots)
+        cache = _empty_cache(self._model, len(kept), slots)
         # The last token of a prompt is the first that the loop reads.
-        for start, width in _chunks(int(lengths.max()) - 1):
-            part = padded[:, start : start + width]
+        for start in range(0, int(lengths.max()) - 1, _CHUNK):
+            part = padded[:, start : start + _CHUNK]
             cache = _prefill(self._model, cache, part, np.int32(start), lengths - 1)
-        last = padded[np.arange(rows), lengths - 1]
+        last = padded[np.arange(len(kept)), lengths - 1]
         seen = seen_in(kept, model.config.vocab_size)
-        none = np.zeros(rows, bool)
-        self._progress = _Progress(cache, last, lengths - 1, seen, none, none)
+        ended = np.arange(len(kept)) >= count
+        self._progress = _Progress(cache, last, lengths - 1, seen, ended, np.zeros_like(ended))
 
     def advance(self, steps: int = _STEPS, *, halt: np.ndarray | None = None) -> Chunk:
         """Draw the next tokens of the rows that have not ended.
@@ -299,18 +308,20 @@ class Generation:
             steps: How many for each, at most; more than 64 are 64.
             halt: Rows to end before that, for reasons of the caller's own.
         """
-        halt = np.zeros_like(self.ended) if halt is None else halt
+        count = len(self.ended)
+        halt = np.zeros(count, bool) if halt is None else halt
         self._progress, written = _advance(
             self._model,
             self._progress,
             self._settings,
             self._seeds,
             self._limits,
-            halt,
+            np.pad(halt, (0, len(self._seeds) - count)),
             np.int32(min(steps, _STEPS)),
         )
-        written, self.ended = jax.device_get((written, self._progress.ended))
-        drawn = written.tokens != NO_TOKEN
+        found = jax.device_get((*written, self._progress.ended))
+        *written, self.ended = (x[:count] for x in found)
+        drawn = written[0] != NO_TOKEN
         tokens, log_probs, drawn_log_probs = (
             [row[mask] for row, mask in zip(x, drawn, strict=True)] for x in written
         )
@@ -334,6 +345,8 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     vocab_size: int | None = None,
+    rows: int = 2,
+    context: int = 0,
     check: Callable[[], None] | None = None,
 ) -> list[Generated]:
     """Draw what follows each prompt, all of it.
@@ -346,6 +359,8 @@ def generate(
         seed: Of the noise.
         stop_ids: Tokens that end a row.
         vocab_size: Number of ids that may be drawn.
+        rows: Rows that are computed, at least.
+        context: Tokens that the cache is made for, at least.
         check: Called every few tokens; may raise, to give up.
     """
     generation = Generation(
@@ -356,6 +371,8 @@ def generate(
         seed=seed,
         stop_ids=stop_ids,
         vocab_size=vocab_size,
+        rows=rows,
+        context=context,
     )
     chunks: list[Chunk] = []
     while not generation.ended.all():
@@ -370,12 +387,6 @@ def generate(
         reason = generation.reason(row, tokens)
         results.append(Generated(tokens, log_probs, drawn_log_probs, reason, cut))
     return results
-
-
-def _chunks(length: int) -> Iterator[tuple[int, int]]:
-    """Cut a prompt of `length` tokens into (start, width) of a few widths, padded at its end."""
-    for start in range(0, length, _CHUNK):
-        yield start, min(_CHUNK, _power_of_two(length - start, least=16))
 
 
 def _power_of_two(number: int, *, least: int) -> int:

@@ -2,7 +2,8 @@
 
 A layer that sees everything has a slot for every position. A sliding layer has as many slots as its
 window, and position p lies in slot p modulo their number: what is written is never moved. B rows, T
-new tokens, S slots, K heads of size H, W window.
+new tokens, S slots, K heads of size H, W window. Heads lie before slots, as attention multiplies
+them.
 """
 
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 class KeyValues(NamedTuple):
     """Keys and values of one layer."""
 
-    key: Float[Array, "b s k h"]
-    value: Float[Array, "b s k h"]
+    key: Float[Array, "b k s h"]
+    value: Float[Array, "b k s h"]
 
 
 class CachePlan(NamedTuple):
@@ -84,27 +85,22 @@ def extend(
     Returns:
         The cache, and what the new tokens attend to, as `plan.visible` has it.
     """
-    new = KeyValues(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
+    new = KeyValues(*(jnp.swapaxes(x, 1, 2).astype(cache.key.dtype) for x in (key, value)))
+    pairs = list(zip(cache, new, strict=True))
     if plan.source is None:
-        cache = KeyValues(*(_write(old, x, plan.first) for old, x in zip(cache, new, strict=True)))
+        cache = KeyValues(*(_write(old, x, plan.first) for old, x in pairs))
         return cache, cache
-    seen = KeyValues(
-        *(jnp.concatenate([old, x], axis=1) for old, x in zip(cache, new, strict=True))
-    )
-    place = plan.source[:, :, None, None]
-    kept = KeyValues(
-        *(
-            jnp.where(place < 0, old, jnp.take_along_axis(x, jnp.maximum(place, 0), axis=1))
-            for old, x in zip(cache, new, strict=True)
-        )
-    )
-    return kept, seen
+    seen = KeyValues(*(jnp.concatenate(pair, axis=2) for pair in pairs))
+    place = plan.source[:, None, :, None]
+    taken = (jnp.take_along_axis(x, jnp.maximum(place, 0), axis=2) for x in new)
+    kept = (jnp.where(place < 0, old, x) for old, x in zip(cache, taken, strict=True))
+    return KeyValues(*kept), seen
 
 
 def _write(
-    slots: Float[Array, "b s k h"], new: Float[Array, "b t k h"], first: Int[Array, " b"]
-) -> Float[Array, "b s k h"]:
+    slots: Float[Array, "b k s h"], new: Float[Array, "b k t h"], first: Int[Array, " b"]
+) -> Float[Array, "b k s h"]:
     """Put t tokens into each row's slots, one behind the other."""
-    return jax.vmap(lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x, i, 0))(
+    return jax.vmap(lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x, i, 1))(
         slots, new, first
     )

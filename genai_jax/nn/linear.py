@@ -1,10 +1,12 @@
 """Affine maps whose kernels keep the shape of what they mean, such as [embed, heads, head]."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
 
 # Scale of the variance of kernels that end a branch: what DDPM has in place of zero.
@@ -48,7 +50,7 @@ class Linear(nnx.Module):
         # One plain matrix product over flattened tokens: weight gradients that contract two batch
         # axes are slow on CPU (benchmarks/README.md).
         rows = x.reshape(-1, math.prod(self.in_shape))
-        y = rows @ _for_fast_gradients(kernel.reshape(rows.shape[-1], -1))
+        y = _multiply(rows, kernel.reshape(rows.shape[-1], -1))
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype).reshape(-1)
         return y.reshape(*batch_shape, *self.out_shape)
@@ -67,11 +69,26 @@ def scaled_std(fan_in: int, fan_out: int, scale: float = 1.0) -> float:
     return math.sqrt(2 * scale / (fan_in + fan_out))
 
 
-def _for_fast_gradients(kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
-    """Return a kernel whose gradient is the wider of the two products that it can be.
+@jax.custom_jvp
+def _multiply(x: Float[Array, "n i"], kernel: Float[Array, "i o"]) -> Float[Array, "n o"]:
+    """Multiply; the gradient of the kernel is the wider of the two products that it can be.
 
     A CPU computes $x^T dy$ of shape [I, O] at half of its speed where O is the small side, and
     $dy^T x$ at full speed. The barrier keeps the compiler from making them the same again.
     """
-    narrows = kernel.shape[0] > kernel.shape[1]
-    return jax.lax.optimization_barrier(kernel.T).T if narrows else kernel
+    return x @ kernel
+
+
+def _differentiate(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    terms = []
+    if not isinstance(x_dot, SymbolicZero):
+        terms.append(x_dot @ kernel)
+    if not isinstance(kernel_dot, SymbolicZero):
+        if kernel.shape[0] > kernel.shape[1]:
+            kernel_dot = jax.lax.optimization_barrier(kernel_dot.T).T
+        terms.append(x @ kernel_dot)
+    return x @ kernel, sum(terms[1:], terms[0])
+
+
+_multiply.defjvp(_differentiate, symbolic_zeros=True)

@@ -111,7 +111,7 @@ class Attention(nnx.Module):
         if cache is not None:
             visible = around.plans[kind].visible
             cache, seen = extend(cache, key, value, around.plans[kind])
-            key, value = seen.key.astype(x.dtype), seen.value.astype(x.dtype)
+            key, value = (jnp.swapaxes(y, 1, 2).astype(x.dtype) for y in seen)
         mixed = attend(
             query,
             key,
@@ -307,7 +307,7 @@ def make_caches(config: TransformerConfig, rows: int, slots: int) -> PyTree:
 
     def make(kind: LayerKind, *stack: int) -> KeyValues:
         least = slots if kind == "global" or config.window is None else min(slots, config.window)
-        shape = (*stack, rows, least, config.kv_heads, config.head_size)
+        shape = (*stack, rows, config.kv_heads, least, config.head_size)
         return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     if config.layers == "unrolled":

@@ -77,8 +77,8 @@ def test_sliding_layers_have_no_more_slots_than_their_window():
         three = dataclasses.replace(CONFIG, layers=layers, num_layers=3)
         cache = LanguageModel(three, jax.random.key(0)).init_cache(5, 64)
         shapes[layers] = [leaf.shape for leaf in jax.tree.leaves(cache)]
-    assert shapes["unrolled"] == [(5, n, 1, 8) for n in (6, 6, 64, 64, 6, 6)]
-    stacked = [(1, 5, 6, 1, 8)] * 2 + [(1, 5, 64, 1, 8)] * 2 + [(5, 6, 1, 8)] * 2
+    assert shapes["unrolled"] == [(5, 1, n, 8) for n in (6, 6, 64, 64, 6, 6)]
+    stacked = [(1, 5, 1, 6, 8)] * 2 + [(1, 5, 1, 64, 8)] * 2 + [(5, 1, 6, 8)] * 2
     assert shapes["scanned"] == stacked
 
 
@@ -100,6 +100,29 @@ def test_a_row_depends_neither_on_other_rows_nor_on_the_calls(model):
         parts.append(generation.advance(3).tokens)
     for row, expected in enumerate(together):
         np.testing.assert_array_equal(np.concatenate([p[row] for p in parts]), expected.tokens)
+
+
+def test_a_row_is_the_same_to_the_last_bit_in_any_company(model):
+    """Alone, in any slot, beside any prompts and settings, in calls of any length."""
+    numbers = np.random.default_rng(3)
+    prompt, config = numbers.integers(0, 23, 21).tolist(), SamplingConfig(1.3, 0, 0.9, 0.02)
+    shape = {"rows": 5, "context": 64}
+    (alone,) = generate(model, [prompt], config, max_tokens=20, seed=[4], **shape)
+    for slot in (0, 2, 4):
+        prompts = [numbers.integers(0, 23, numbers.integers(1, 40)).tolist() for _ in range(5)]
+        configs = [
+            SamplingConfig(float(t), int(k)) for t, k in zip(range(5), range(5), strict=True)
+        ]
+        prompts[slot], configs[slot] = prompt, config
+        most, seeds = [1, 30, 3, 9, 40], [1, 2, 3, 5, 6]
+        most[slot], seeds[slot] = 20, 4
+        generation = Generation(model, prompts, configs, max_tokens=most, seed=seeds, **shape)
+        parts = []
+        while not generation.ended.all():
+            parts.append(generation.advance(int(numbers.integers(1, 9))))
+        for name in ("tokens", "log_probs", "drawn_log_probs"):
+            found = np.concatenate([getattr(part, name)[slot] for part in parts])
+            assert found.tobytes() == getattr(alone, name).tobytes(), (slot, name)
 
 
 def test_stop_ids_end_a_row_and_are_its_last_token(model):
@@ -143,6 +166,7 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(model):
 def test_settings_seeds_and_limits_compile_nothing(model):
     generate(model, [[1], [2]], GREEDY, max_tokens=5)
     before = generate_module._advance._cache_size()
+    generate(model, [[3]], WARM, max_tokens=2)  # a row of its own is two
     generate(model, [[3, 4], [5]], [SamplingConfig(0.7, 3, 0.5), WARM], max_tokens=9, seed=11)
     generate(model, [[3], [5]], WARM, max_tokens=30, stop_ids=[2, 3], vocab_size=20)
     assert generate_module._advance._cache_size() == before

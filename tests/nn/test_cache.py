@@ -14,7 +14,7 @@ def numbered(positions):
 
 def what_is_seen(plan, seen):
     """The positions that each new token may attend to, a set a token."""
-    values = np.asarray(seen.key[:, :, 0, 0]).astype(int) - 1
+    values = np.asarray(seen.key[:, 0, :, 0]).astype(int) - 1
     return [
         [sorted(values[row][mask]) for mask in masks]
         for row, masks in enumerate(np.asarray(plan.visible))
@@ -23,7 +23,7 @@ def what_is_seen(plan, seen):
 
 def run(widths, lengths, plan_of, slots):
     rows = len(lengths)
-    empty = jnp.zeros((rows, slots, 1, 1))
+    empty = jnp.zeros((rows, 1, slots, 1))
     cache, start, found = KeyValues(empty, empty), 0, [[] for _ in range(rows)]
     for width in widths:
         positions = jnp.broadcast_to(jnp.arange(start, start + width), (rows, width))
@@ -57,11 +57,11 @@ def test_a_full_cache_shows_each_token_all_before_it(widths):
 def test_padding_never_takes_the_place_of_a_token():
     """Rows of different lengths go on where they ended, as the ring comes round."""
     lengths, window = jnp.array([2, 9]), 4
-    empty = jnp.zeros((2, window, 1, 1))
+    empty = jnp.zeros((2, 1, window, 1))
     positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
     plan = plan_ring(window, window, positions, lengths)
     cache, _ = extend(KeyValues(empty, empty), numbered(positions), numbered(positions), plan)
-    held = np.asarray(cache.key[:, :, 0, 0]).astype(int) - 1
+    held = np.asarray(cache.key[:, 0, :, 0]).astype(int) - 1
     assert held.tolist() == [[0, 1, -1, -1], [8, 5, 6, 7]]
     positions = lengths[:, None]
     plan = plan_ring(window, window, positions, lengths + 1)
@@ -70,7 +70,7 @@ def test_padding_never_takes_the_place_of_a_token():
 
 
 def test_slots_keep_their_type():
-    empty = jnp.zeros((1, 4, 1, 1), jnp.bfloat16)
+    empty = jnp.zeros((1, 1, 4, 1), jnp.bfloat16)
     positions = jnp.array([[0, 1]])
     for plan in (plan_full(4, positions), plan_ring(4, 4, positions, jnp.array([2]))):
         cache, seen = jax.jit(extend)(
