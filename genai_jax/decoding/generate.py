@@ -286,7 +286,7 @@ class Generation:
         totals = np.minimum(lengths + self._most, limit).astype(np.int32)
         self._limits = _Limits(totals, stops, np.int32(known))
 
-        slots = _power_of_two(max(context, int(totals.max())), least=_CHUNK)
+        slots = max(_CHUNK, 1 << (max(context, int(totals.max())) - 1).bit_length())
         padded = np.zeros((len(kept), slots), np.int32)
         for row, prompt in zip(padded, kept, strict=True):
             row[: len(prompt)] = prompt
@@ -322,9 +322,8 @@ class Generation:
         found = jax.device_get((*written, self._progress.ended))
         *written, self.ended = (x[:count] for x in found)
         drawn = written[0] != NO_TOKEN
-        tokens, log_probs, drawn_log_probs = (
-            [row[mask] for row, mask in zip(x, drawn, strict=True)] for x in written
-        )
+        parts = ([row[mask] for row, mask in zip(x, drawn, strict=True)] for x in written)
+        tokens, log_probs, drawn_log_probs = parts
         return Chunk(tokens, log_probs, drawn_log_probs, self.ended)
 
     def reason(self, row: int, tokens: np.ndarray) -> Reason:
@@ -387,10 +386,6 @@ def generate(
         reason = generation.reason(row, tokens)
         results.append(Generated(tokens, log_probs, drawn_log_probs, reason, cut))
     return results
-
-
-def _power_of_two(number: int, *, least: int) -> int:
-    return max(least, 1 << (number - 1).bit_length()) if number else least
 
 
 def _on_one_device(model: Any) -> Any:
