@@ -240,6 +240,11 @@ def test_what_cannot_be_is_refused(theirs, convert, train, run, tmp_path):
     ):
         assert code == 2 and "the file is cut off" in err
     (broken / "model.safetensors").write_bytes(weights)
+    said = (broken / "config.json").read_text()
+    (broken / "config.json").write_text("{")
+    code, _, err = run(lm_sample, "--model", str(broken))
+    assert code == 2 and "config.json is not valid JSON" in err
+    (broken / "config.json").write_text(said)
     (broken / "tokenizer.model").unlink()
     code, _, err = run(lm_sample, "--model", str(broken))
     assert code == 2 and "must hold tokenizer.json or tokenizer.model" in err

@@ -12,6 +12,7 @@ import jax
 from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.tokenizers import Tokenizer
+from genai_jax.interop.checkpoint_folder import CONFIG, INDEX, SINGLE
 from genai_jax.interop.family import NOT_SHAPE
 from genai_jax.interop.origin import Origin, load_origin
 from genai_jax.interop.pretrained import PretrainedFolder
@@ -44,11 +45,13 @@ class TextModel:
 
 
 def is_pretrained(folder: str | Path) -> bool:
-    """Whether a folder is one of Hugging Face's, by its `config.json`, and not a run."""
+    """Whether a folder is one of Hugging Face's, by its weights or `config.json`, and not a run."""
     if not folder:
         return False
+    if any((Path(folder) / name).exists() for name in (SINGLE, INDEX)):
+        return True
     try:
-        said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        said = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(said, dict) and "model_type" in said
