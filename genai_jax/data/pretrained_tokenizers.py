@@ -150,7 +150,7 @@ class _Tokenizers:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "a tokenizer.json needs the package tokenizers, which is not installed. "
-                "Install it: pip install 'genai_jax[tokenizers]'."
+                "Install it: pip install -e '.[tokenizers]'."
             ) from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
