@@ -22,7 +22,7 @@ from genai_jax.evaluation.text_runs import describe_folder, is_pretrained, load_
 from genai_jax.interop.export import save_pretrained
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.nn.config import Dtype, TransformerConfig
-from genai_jax.training.checkpoints import Checkpoints
+from genai_jax.training.checkpoints import Checkpoints, finished_steps
 from genai_jax.training.run_directory import RunError, open_run
 
 
@@ -106,6 +106,8 @@ def to_run(config: ConvertConfig, out: Path) -> None:
         tokenizer.save(run.folder("tokenizer"))
         source.origin.save(run.folder("origin"))
         checkpoints.save(0, {"model": source.load()})
+    if not finished_steps(run.folder("checkpoints")):  # a full disk costs a training run nothing
+        raise OSError(f"the parameters could not be written to {config.out}, see above.")
 
 
 def convert(config: ConvertConfig) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import sys
 
+import tyro
+
 from genai_jax.command_line import parse_command_line
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import stream_text
@@ -18,20 +20,8 @@ class SampleConfig:
         model: Folder of a run (the `--workdir` of its training), or of a model of Hugging Face's
             (config.json, safetensors, tokenizer.json or tokenizer.model).
         prompt: What the text begins with; it is printed too.
-        temperature: Divides the logits: below 1 the text is more likely, above 1 more surprising;
-            0 always takes the likeliest token.
-        top_k: Draw among the k likeliest tokens only; 0 among all.
-        top_p: Draw among the fewest likeliest tokens whose probabilities sum to p; 1 among all.
-        min_p: Draw among tokens at least this many times as likely as the likeliest; 0 among all.
-        typical_p: Draw among the fewest tokens whose surprise is nearest to the expected one and
-            whose probabilities sum to p; 1 among all.
-        repetition_penalty: Divides positive logits, and multiplies others, of tokens that stand in
-            the prompt or the text; 1 changes nothing.
-        presence_penalty: Is subtracted from the logits of tokens written so far.
-        frequency_penalty: Is subtracted as often as they were written.
-        logit_bias: Pairs of an id and what is added to its logit; -inf forbids it.
+        sampling: How tokens are drawn.
         max_tokens: Most tokens to write; the model's context may end before.
-        min_tokens: Until so many are written, nothing ends the text but a stop text.
         stop: Texts before which to end; none of them is printed.
         seed: Of the noise: the same seed gives the same text.
         samples: Texts to write, with the seeds `seed`, `seed + 1`, ...
@@ -42,17 +32,10 @@ class SampleConfig:
 
     model: str = "runs/quickstart"
     prompt: str = ""
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = dataclasses.field(default_factory=dict)
+    sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = dataclasses.field(
+        default_factory=lambda: SamplingConfig(temperature=0.8, top_p=0.95)
+    )
     max_tokens: int = 200
-    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
     samples: int = 1
@@ -63,14 +46,6 @@ class SampleConfig:
         for name in ("max_tokens", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        _ = self.sampling
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How tokens are drawn."""
-        names = [field.name for field in dataclasses.fields(SamplingConfig)]
-        ours = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return SamplingConfig(**ours)
 
 
 def main() -> int:

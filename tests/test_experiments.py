@@ -314,6 +314,17 @@ def test_samples_are_a_function_of_the_seed(finished, write):
     assert both == first + write(*flags, "--seed", "1")[1]
 
 
+def test_every_control_of_drawing_is_a_flag(finished, write):
+    forced = ("--forced", "97", "98", "--forbidden", "99", "--logit-bias", "100", "-inf")
+    code, text, _ = write("--model", str(finished), "--max-tokens", "8", *forced)
+    assert code == 0 and text.startswith("ab") and not set("cd") & set(text)
+    code, _, err = write("--model", str(finished), "--max-tokens", "2", "--min-tokens", "3")
+    assert code == 2 and "`min_tokens` must not exceed `max_tokens`" in err
+    with pytest.raises(SystemExit) as stopped:
+        write("--temperature", "-1")
+    assert stopped.value.code == 2
+
+
 def test_sampling_without_a_run_says_what_to_do(tmp_path, write, finished):
     code, _, err = write("--model", str(tmp_path / "none"))
     assert code == 2

@@ -185,6 +185,13 @@ def test_what_is_interrupted_leaves_nothing(theirs, convert, tmp_path, monkeypat
     assert convert(theirs, tmp_path / "run")[0] == 0
 
 
+def test_a_checkpoint_that_cannot_be_written_is_an_error(theirs, convert, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_checkpoint.Checkpoints, "save", lambda *_: False)
+        code, _, err = convert(theirs, tmp_path / "run")
+    assert code == 2 and "could not be written" in err and not list(tmp_path.iterdir())
+
+
 def test_links_beside_the_weights_are_not_followed_out_of_the_folder(theirs, convert, tmp_path):
     folder = shutil.copytree(theirs, tmp_path / "folder")
     (tmp_path / "secret").write_text("secret")

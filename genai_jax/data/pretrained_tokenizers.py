@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from genai_jax.data.folders import inside
+from genai_jax.data.folders import inside, read_json
 from genai_jax.data.tokenizers import (
     Ids,
     SubwordTokenizer,
@@ -312,13 +312,4 @@ def _ids(folder: Path, field: str) -> list[int]:
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
     """Read an object from a file, empty where there is none."""
-    if not (folder / name).exists():
-        return {}
-    path = inside(folder, name)
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object; got {str(found)[:80]}.")
-    return found
+    return read_json(inside(folder, name)) if (folder / name).exists() else {}

@@ -45,7 +45,7 @@ class SamplingConfig:
         logit_bias: Is added to the logits of some ids; -inf forbids one.
         forbidden: Ids that are never drawn.
         forced: Ids that the text begins with, at most 64.
-        min_tokens: Until so many are drawn, nothing ends the text.
+        min_tokens: Until so many are drawn, no id ends the text.
     """
 
     temperature: float = 1.0

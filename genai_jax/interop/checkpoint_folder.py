@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from genai_jax.data.folders import FolderError, inside
+from genai_jax.data.folders import FolderError, inside, read_json, read_text
 from genai_jax.interop.safetensors import (
     Outgoing,
     SafetensorsFile,
@@ -24,7 +24,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_MOST_JSON_BYTES = 100_000_000
 
 
 class CheckpointError(FolderError):
@@ -44,6 +43,20 @@ class FileLayout:
     files: dict[str, list[str]]
     metadata: dict[str, dict[str, str]]
     index: str | None
+
+    def without(self, endings: tuple[str, ...]) -> "FileLayout":
+        """Leave out the tensors whose names end so, in the index too."""
+        files = {
+            file: [name for name in names if not name.endswith(endings)]
+            for file, names in self.files.items()
+        }
+        if files == self.files or self.index is None:
+            return FileLayout(files, self.metadata, self.index)
+        index = json.loads(self.index)
+        places = index["weight_map"].items()
+        index["weight_map"] = {name: x for name, x in places if not name.endswith(endings)}
+        text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+        return FileLayout(files, self.metadata, text)
 
 
 class CheckpointFolder:
@@ -184,31 +197,6 @@ def plan_files(tensors: Mapping[str, Outgoing], most_bytes: int) -> FileLayout:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
     return FileLayout(files, metadata, text)
-
-
-def read_text(path: Path) -> str:
-    """Read a text as it is, ends of lines too."""
-    return path.read_bytes().decode("utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a file.
-
-    Raises:
-        CheckpointError: If it is too long, not JSON, or not an object.
-    """
-    size = path.stat().st_size
-    if size > _MOST_JSON_BYTES:
-        raise CheckpointError(f"{path} must have at most {_MOST_JSON_BYTES:,} bytes; got {size:,}.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise CheckpointError(f"{path} is nested too deeply.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold an object; got {str(found)[:80]}.")
-    return found
 
 
 def some(names: list[str], most: int = 5) -> str:

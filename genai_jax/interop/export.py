@@ -123,9 +123,8 @@ def _describe(
         if canonical(shape) == config:
             if not retyped:
                 return origin.config, family
-            return _as_text(
-                raw | {"dtype" if "dtype" in raw else "torch_dtype": str(dtype)}
-            ), family
+            field = "dtype" if "dtype" in raw else "torch_dtype"
+            return _as_text(raw | {field: str(dtype)}), family
         families = (family, *(other for other in FAMILIES if other is not family))
     # Of an older shape nothing may stay that would be read.
     kept = {name: value for name, value in raw.items() if name.endswith("_token_id")}

@@ -5,15 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genai_jax.data.folders import inside
+from genai_jax.data.folders import inside, read_json, read_text
 from genai_jax.interop.checkpoint_folder import (
     CONFIG,
     INDEX,
     CheckpointError,
     FileLayout,
     is_file_name,
-    read_json,
-    read_text,
 )
 
 _NOTES = "origin.json"

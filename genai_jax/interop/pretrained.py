@@ -13,13 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from genai_jax.data.folders import inside
+from genai_jax.data.folders import inside, read_json, read_text
 from genai_jax.interop.checkpoint_folder import (
     CONFIG,
     CheckpointError,
     CheckpointFolder,
-    read_json,
-    read_text,
     some,
 )
 from genai_jax.interop.family import Family, canonical
@@ -124,12 +122,7 @@ class PretrainedFolder:
         self._check_head()
         table = self._folder.entries[self._slots[0].theirs]
         self.config = dataclasses.replace(self.config, param_dtype=_DTYPES[table.dtype])
-        layout = self._folder.layout
-        kept = {
-            file: [name for name in names if not name.endswith(self.family.buffers)]
-            for file, names in layout.files.items()
-        }
-        layout = dataclasses.replace(layout, files=kept)
+        layout = self._folder.layout.without(self.family.buffers)
         dtypes = {
             name: entry.dtype
             for name, entry in self._folder.entries.items()

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from genai_jax.nn.linear import scaled_std
+from genai_jax.nn.linear import product_rule, scaled_std
 
 
 class Conv(nnx.Module):
@@ -73,15 +72,8 @@ def _convolve_on_cpu(
 
 
 def _differentiate(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    """A convolution is linear in the image and in the kernel: $y' = x' * K + x * K'$."""
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    of_image, of_kernel = _fastest_forms(x.shape, kernel.shape)
-    terms = []
-    if not isinstance(x_dot, SymbolicZero):
-        terms.append(of_image(x_dot, kernel))
-    if not isinstance(kernel_dot, SymbolicZero):
-        terms.append(of_kernel(x, kernel_dot))
-    return of_image(x, kernel), sum(terms[1:], terms[0])
+    x, kernel = primals
+    return product_rule(*_fastest_forms(x.shape, kernel.shape), primals, tangents)
 
 
 _convolve_on_cpu.defjvp(_differentiate, symbolic_zeros=True)

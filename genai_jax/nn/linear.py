@@ -1,6 +1,7 @@
 """Affine maps whose kernels keep the shape of what they mean, such as [embed, heads, head]."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,16 +80,38 @@ def _multiply(x: Float[Array, "n i"], kernel: Float[Array, "i o"]) -> Float[Arra
     return x @ kernel
 
 
-def _differentiate(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+def _multiply_by_kernel(x: Float[Array, "n i"], kernel: Float[Array, "i o"]) -> Array:
+    narrows = kernel.shape[0] > kernel.shape[1]
+    return x @ (jax.lax.optimization_barrier(kernel.T).T if narrows else kernel)
+
+
+_multiply.defjvp(
+    lambda primals, tangents: product_rule(jnp.matmul, _multiply_by_kernel, primals, tangents),
+    symbolic_zeros=True,
+)
+
+
+def product_rule(
+    of_x: Callable[..., Array],
+    of_kernel: Callable[..., Array],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+) -> tuple[Array, Array]:
+    r"""Differentiate what is linear in x and in the kernel: $y' = f(x', K) + g(x, K')$.
+
+    For `jax.custom_jvp` with symbolic zeros. f and g are the same function of both, written so that
+    the transposes, which are the gradients of x and of K, are fast.
+
+    Args:
+        of_x: f; it computes the value too.
+        of_kernel: g.
+        primals: x and K.
+        tangents: x' and K', of which what does not change is a `SymbolicZero`.
+    """
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     terms = []
     if not isinstance(x_dot, SymbolicZero):
-        terms.append(x_dot @ kernel)
+        terms.append(of_x(x_dot, kernel))
     if not isinstance(kernel_dot, SymbolicZero):
-        if kernel.shape[0] > kernel.shape[1]:
-            kernel_dot = jax.lax.optimization_barrier(kernel_dot.T).T
-        terms.append(x @ kernel_dot)
-    return x @ kernel, sum(terms[1:], terms[0])
-
-
-_multiply.defjvp(_differentiate, symbolic_zeros=True)
+        terms.append(of_kernel(x, kernel_dot))
+    return of_x(x, kernel), sum(terms[1:], terms[0])

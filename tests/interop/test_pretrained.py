@@ -311,7 +311,7 @@ def test_whatever_a_field_says_it_is_read_or_refused(folder, changes):
 )
 def test_a_config_that_is_none_is_refused(folder, text, rule):
     (folder / "config.json").write_bytes(text)
-    with pytest.raises(CheckpointError, match=rule):
+    with pytest.raises(FolderError, match=rule):
         PretrainedFolder(folder)
 
 
@@ -429,6 +429,20 @@ def test_texts_go_out_byte_for_byte(sharded, tmp_path):
     for path in sharded.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
     assert len(list(sharded.iterdir())) == len(list((tmp_path / "out").iterdir()))
+
+
+def test_buffers_are_left_out_of_files_and_index(sharded, tmp_path):
+    before = {path.name: path.read_bytes() for path in sharded.iterdir()}
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    first = sorted(sharded.glob("*.safetensors"))[0]
+    file = SafetensorsFile(first)
+    tensors = {name: np.array(file[name]) for name in file.entries} | {buffer: np.ones(4)}
+    outgoing = {name: Outgoing(x.dtype, x.shape, lambda x=x: x) for name, x in tensors.items()}
+    write_safetensors(first, outgoing, file.metadata)
+    change_index(sharded, lambda index: index["weight_map"].update({buffer: first.name}))
+    source = PretrainedFolder(sharded)
+    save_pretrained(tmp_path / "out", source.load(), origin=source.origin)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_families_are_found():
