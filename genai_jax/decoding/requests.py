@@ -1,74 +1,93 @@
-"""What is asked of generation: checked before anything is computed, and put into arrays.
+"""What is asked of generation: checked before anything is computed, and put into arrays."""
 
-B rows, V vocabulary, S ids that end a row at most.
-"""
-
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from genai_jax.decoding.adjustments import Seen
 from genai_jax.decoding.sampling import SamplingConfig
+from genai_jax.decoding.tables import TokenAutomaton
 
 Tokens = Sequence[int] | np.ndarray
+Overflow = Literal["truncate", "stop", "roll", "error"]
 
 NO_TOKEN = -1
 """Stands where there is no token."""
-
-_MOST_STOPS = 64
-
-
-def for_each(name: str, given: Any, rows: int, single: type) -> list[Any]:
-    """Repeat what is given once for all rows, or check that there is one for each."""
-    each = [given] * rows if isinstance(given, single) else list(given)
-    if len(each) != rows:
-        raise ValueError(
-            f"`{name}` must be one, or one for each prompt; got {len(each)} for {rows} prompts."
-        )
-    return each
+MOST_STOPS = 64
+"""Most ids that can end a row."""
+MOST_ALTERNATIVES = 20
+"""Most likely tokens of which the probabilities can be had, beside the one that was drawn."""
 
 
-def stop_table(given: Sequence[int] | Sequence[Sequence[int]], rows: int) -> Int[np.ndarray, "b s"]:
-    """Put the ids that end rows into a table, padded by -1."""
-    shared = all(isinstance(x, int | np.integer) for x in given)
-    lists = [given] * rows if shared else for_each("stop_ids", given, rows, int)
-    table = np.full((rows, _MOST_STOPS), NO_TOKEN, np.int32)
-    for row, ids in zip(table, lists, strict=True):
-        if len(ids) > _MOST_STOPS:
-            raise ValueError(f"`stop_ids` must be at most {_MOST_STOPS} for a row; got {len(ids)}.")
-        row[: len(ids)] = ids
-    return table
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt, and what is to follow it.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        sampling: How tokens are drawn.
+        max_tokens: Most tokens to draw.
+        seed: Of the noise: with the same seed, the same request gives the same tokens.
+        stop_ids: Tokens that end it, at most 64.
+        overflow: What happens where the prompt and `max_tokens` exceed the model's context.
+            `truncate`: the prompt loses its oldest tokens, so that `max_tokens`, or half of the
+            context, can follow; text then ends where the context is full. `stop`: the prompt must
+            fit, and text ends where the context is full. `roll`: whenever it is full, the first
+            `sinks` tokens and the newer half of the others are read again, at the positions that
+            they then have, and text goes on. `error`: it is refused.
+        sinks: Oldest tokens that `roll` keeps for good, such as a system prompt; they also take
+            the attention that has nowhere else to go (Xiao et al., arXiv:2309.17453, section 3).
+        automaton: What the text must be; its end ids are the stop ids. None: anything.
+        alternatives: Of how many likeliest tokens the probabilities are given, at most 20.
+        speculate: Whether an engine that looks ahead does so for it; the tokens are the same.
+    """
+
+    prompt: Tokens
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    max_tokens: int = 64
+    seed: int = 0
+    stop_ids: Sequence[int] = ()
+    overflow: Overflow = "truncate"
+    sinks: int = 4
+    automaton: TokenAutomaton | None = None
+    alternatives: int = 0
+    speculate: bool = True
 
 
-def check_request(config: SamplingConfig, max_tokens: int, vocab_size: int) -> None:
-    """Refuse what contradicts itself."""
-    if max_tokens < 1:
-        raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
-    if config.min_tokens > max_tokens:
-        raise ValueError(
-            f"`min_tokens` must not exceed `max_tokens`; got {config.min_tokens} and {max_tokens}."
-        )
-    excluded = {token for token, bias in config.logit_bias.items() if bias == -np.inf}
-    if len(excluded | set(config.forbidden)) >= vocab_size:
-        raise ValueError(
-            f"some id must be left to draw; `forbidden` and `logit_bias` exclude all {vocab_size}."
-        )
+class ContextError(ValueError):
+    """A prompt, with what is to follow it, exceeds the context of the model."""
 
 
-def seen_in(prompts: list[np.ndarray], vocab_size: int) -> Seen:
-    """Say which tokens stand in the prompts; nothing has been drawn."""
-    stands = np.zeros((len(prompts), vocab_size), bool)
-    for row, prompt in zip(stands, prompts, strict=True):
-        row[prompt] = True
-    drawn = np.zeros(stands.shape, np.int32)
-    return Seen(stands, drawn, np.zeros(len(prompts), np.int32))
+def check_request(request: Request, vocab_size: int, context: int) -> None:
+    """Refuse what contradicts itself, or does not fit.
+
+    Args:
+        request: What is asked for.
+        vocab_size: Number of ids.
+        context: Most tokens of a row.
+
+    Raises:
+        ContextError: If it exceeds the context, and should be refused then.
+        ValueError: If it cannot be.
+    """
+    most = request.max_tokens
+    if most < 1:
+        raise ValueError(f"`max_tokens` must be at least 1; got {most}.")
+    for name, highest in (("stop_ids", MOST_STOPS), ("alternatives", MOST_ALTERNATIVES)):
+        value = getattr(request, name)
+        count = value if isinstance(value, int) else len(value)
+        if not 0 <= count <= highest:
+            raise ValueError(f"`{name}` must be at most {highest} for a row; got {count}.")
+    _check_prompt(np.asarray(request.prompt), vocab_size)
+    _check_sampling(request, vocab_size)
+    _check_context(request, context)
+    if request.automaton is not None:
+        _check_automaton(request, request.automaton, context)
 
 
-def checked(prompt: Tokens, vocab_size: int) -> np.ndarray:
-    """Turn a prompt into an array, or refuse it."""
-    tokens = np.asarray(prompt, np.int32)
+def _check_prompt(tokens: np.ndarray, vocab_size: int) -> None:
     if not tokens.size:
         raise ValueError(
             "a prompt must hold at least one token; got none. Begin with the end-of-text id, as "
@@ -79,11 +98,96 @@ def checked(prompt: Tokens, vocab_size: int) -> np.ndarray:
             f"a prompt's ids must be from 0 to {vocab_size - 1}; got {tokens.min()} to "
             f"{tokens.max()}. Encode it with the tokenizer that the model was trained with."
         )
-    return tokens
 
 
-def newest(prompt: np.ndarray, max_tokens: int, limit: int) -> np.ndarray:
-    """Drop the oldest tokens of a prompt that leaves no room to draw one."""
-    if len(prompt) < limit:
+def _check_sampling(request: Request, vocab_size: int) -> None:
+    sampling = request.sampling
+    if sampling.min_tokens > request.max_tokens:
+        raise ValueError(
+            "`min_tokens` must not exceed `max_tokens`; got "
+            f"{sampling.min_tokens} and {request.max_tokens}."
+        )
+    wrong = [token for token in sampling.ids if not 0 <= token < vocab_size]
+    if wrong:
+        raise ValueError(f"ids must be from 0 to {vocab_size - 1}; got {wrong[:5]}.")
+    if len(sampling.excluded) >= vocab_size:
+        raise ValueError(
+            f"some id must be left to draw; `forbidden` and `logit_bias` exclude all {vocab_size}."
+        )
+
+
+def _check_context(request: Request, context: int) -> None:
+    length = len(request.prompt)
+    if request.overflow == "error" and length + request.max_tokens > context:
+        raise ContextError(
+            f"a prompt and what follows it must fit into the context of {context} tokens; got "
+            f"{length} and up to {request.max_tokens}. Shorten the prompt, ask for fewer tokens, "
+            "or let it overflow by truncate, stop or roll."
+        )
+    if request.overflow == "stop" and length >= context:
+        raise ContextError(
+            f"a prompt must be shorter than the context of {context} tokens; got {length}. Shorten "
+            "it, or let it overflow by truncate or roll."
+        )
+    if request.overflow == "roll" and not 0 <= request.sinks < context // 2:
+        raise ValueError(
+            f"`sinks` must be from 0 to less than half of the context; got {request.sinks} of "
+            f"{context}."
+        )
+
+
+def _check_automaton(request: Request, automaton: TokenAutomaton, context: int) -> None:
+    sampling = request.sampling
+    if sampling.forced or sampling.min_tokens or sampling.excluded:
+        raise ValueError(
+            "`forced`, `forbidden`, `min_tokens` and a bias of -inf must not be given where the "
+            "text is constrained: together they could leave nothing to draw. Put them into the "
+            "schema or the regular expression."
+        )
+    room = most_drawn(request, context)
+    least = int(automaton.distance[automaton.start])
+    if least > room:
+        raise ValueError(
+            f"a constrained text must fit into what may be drawn; the shortest has {least} tokens, "
+            f"and {room} may be drawn. Raise `max_tokens`, or shorten the prompt."
+        )
+
+
+def kept_prompt(request: Request, context: int) -> np.ndarray:
+    """Say which tokens of a prompt are read: all, where there is room to draw one after them."""
+    prompt = np.asarray(request.prompt, np.int32)
+    if len(prompt) < context:
         return prompt
-    return prompt[-max(1, limit - min(max_tokens, limit // 2)) :]
+    if request.overflow == "roll":
+        return rolled(prompt, request.sinks, context)
+    return prompt[-max(1, context - min(request.max_tokens, context // 2)) :]
+
+
+def rolled(tokens: np.ndarray, sinks: int, context: int) -> np.ndarray:
+    """Keep the first tokens, and of the others the newest: half as many as there is room for."""
+    newest = max(1, (context - sinks) // 2)
+    return np.concatenate([tokens[:sinks], tokens[sinks:][-newest:]])
+
+
+def most_drawn(request: Request, context: int) -> int:
+    """Say how many tokens can be drawn at most."""
+    if request.overflow == "roll":
+        return request.max_tokens
+    return min(request.max_tokens, context - len(kept_prompt(request, context)))
+
+
+def stop_row(stop_ids: Sequence[int]) -> Int[np.ndarray, " s"]:
+    """Put the ids that end a row into an array, padded by -1."""
+    row = np.full(MOST_STOPS, NO_TOKEN, np.int32)
+    row[: len(stop_ids)] = stop_ids
+    return row
+
+
+def for_each(name: str, given: Any, count: int, single: type | tuple[type, ...]) -> list[Any]:
+    """Repeat what is given once for all prompts, or check that there is one for each."""
+    each = [given] * count if isinstance(given, single) else list(given)
+    if len(each) != count:
+        raise ValueError(
+            f"`{name}` must be one, or one for each prompt; got {len(each)} for {count} prompts."
+        )
+    return each

@@ -113,6 +113,12 @@ class SamplingConfig:
         """All ids that it names."""
         return (*self.logit_bias, *self.forbidden, *self.forced)
 
+    @property
+    def excluded(self) -> set[int]:
+        """Ids that can never be drawn."""
+        unlikely = {token for token, bias in self.logit_bias.items() if bias == -math.inf}
+        return unlikely | set(self.forbidden)
+
 
 class Settings(NamedTuple):
     """A `SamplingConfig` for every row, as arrays."""

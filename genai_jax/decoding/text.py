@@ -1,12 +1,16 @@
 """From a prompt as text to what a model writes, as it comes."""
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from genai_jax.decoding.generate import DecodingModel, Generation
+from genai_jax.decoding.engine import Engine, Generated, Piece
+from genai_jax.decoding.generate import fitting_engine
+from genai_jax.decoding.loop import DecodingModel
+from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig
 
 # Enough for a call to be cheap beside its tokens, few enough for a reader to see them come.
@@ -47,6 +51,51 @@ def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> np.ndarray:
     return np.concatenate([tokenizer.begin_ids, tokenizer.encode(prompt)]).astype(np.int32)
 
 
+class TextParts:
+    """Text out of tokens as they come: whole characters, and nothing from a stop text on.
+
+    Joined, the parts do not depend on how the tokens came.
+
+    Attributes:
+        ended: Whether a stop text has come.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: The one that the model was trained with.
+            stop: Texts before which to end.
+
+        Raises:
+            ValueError: If a stop text is empty.
+        """
+        if "" in stop:
+            raise ValueError("a stop text must not be empty: every text ends before that; got ''.")
+        self.ended = False
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # may be the beginning of a stop text
+
+    def take(self, tokens: np.ndarray, *, last: bool) -> str:
+        """Give what can be shown once these tokens have come too.
+
+        Args:
+            tokens: The next ones.
+            last: Whether none come after them.
+        """
+        if self.ended:
+            return ""
+        text = self._held + self._decoder.decode(self._tokenizer.decode_bytes(tokens), final=last)
+        found = [text.index(word) for word in self._stop if word in text]
+        if found:
+            self.ended = True
+            return text[: min(found)]
+        cut = len(text) - (0 if last else _longest_beginning(text, self._stop))
+        self._held = text[cut:]
+        return text[:cut]
+
+
 def stream_text(
     model: DecodingModel,
     tokenizer: TextTokenizer,
@@ -61,8 +110,7 @@ def stream_text(
     """Write what follows a prompt, a few tokens at a time.
 
     The text ends where the model ends the document, before the first of the stop texts, after
-    `max_tokens`, or where the model's context is full. Joined, the parts do not depend on how the
-    text was cut into them.
+    `max_tokens`, or where the model's context is full.
 
     Args:
         model: A language model.
@@ -75,34 +123,59 @@ def stream_text(
         check: Called between parts; may raise, to give up.
 
     Raises:
-        ValueError: If a stop text is empty, or as `Generation` does.
+        ValueError: If a stop text is empty, or as `generate` does.
     """
-    if "" in stop:
-        raise ValueError("a stop text must not be empty: every text ends before that; got ''.")
-    generation = Generation(
-        model,
-        [prompt_tokens(tokenizer, prompt)],
+    request = Request(
+        prompt_tokens(tokenizer, prompt),
         sampling,
         max_tokens=max_tokens,
         seed=seed,
         stop_ids=tokenizer.end_ids,
-        vocab_size=tokenizer.vocab_size,
     )
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    held = ""  # may be the beginning of a stop text
-    while not generation.ended[0]:
-        check()
-        tokens = generation.advance(_TOKENS_AT_A_TIME).tokens[0]
-        held += decoder.decode(tokenizer.decode_bytes(tokens), final=bool(generation.ended[0]))
-        found = [held.index(text) for text in stop if text in held]
-        if found:
-            yield held[: min(found)]
-            return
-        kept = 0 if generation.ended[0] else _longest_beginning(held, stop)
-        cut = len(held) - kept
-        if cut:
-            yield held[:cut]
-        held = held[cut:]
+    engine = fitting_engine(model, [request], vocab_size=tokenizer.vocab_size)
+    yield from stream_request(engine, tokenizer, request, stop=stop, check=check)
+
+
+def stream_request(
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    request: Request,
+    *,
+    stop: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Generator[str, None, Generated]:
+    """Write what follows a prompt by an engine that has nothing else to do.
+
+    Args:
+        engine: Of the model.
+        tokenizer: The one that the model was trained with.
+        request: What is asked for.
+        stop: Texts before which to end.
+        check: Called between parts; may raise, to give up.
+
+    Returns:
+        What became of it.
+
+    Raises:
+        ValueError: If a stop text is empty, or as `Engine.submit` does.
+    """
+    text, pieces = TextParts(tokenizer, stop), collections.deque[Piece]()
+    ticket = engine.submit(request, pieces.append)
+    results: dict[int, Generated] = {}
+    try:
+        while ticket not in results:
+            check()
+            results = engine.step(_TOKENS_AT_A_TIME)
+            tokens = np.concatenate([piece.tokens for piece in pieces])
+            pieces.clear()
+            part = text.take(tokens, last=ticket in results)
+            if part:
+                yield part
+            if text.ended:
+                break
+    finally:
+        ended = results[ticket] if ticket in results else engine.cancel(ticket)
+    return ended._replace(reason="stop") if text.ended else ended
 
 
 def _longest_beginning(text: str, stop: Sequence[str]) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genai_jax.data.text import TextData
-from genai_jax.decoding.generate import DecodingModel, generate
+from genai_jax.decoding.generate import generate
+from genai_jax.decoding.loop import DecodingModel
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import prompt_tokens
 from genai_jax.evaluation.compression import xz_bits_per_byte

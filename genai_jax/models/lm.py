@@ -30,7 +30,7 @@ from genai_jax.nn.transformer import (
 from genai_jax.types import PyTree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["slots"])
+@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["slots", "reach"])
 @dataclass(frozen=True)
 class DecodingCache:
     """Keys and values of all layers.
@@ -38,10 +38,12 @@ class DecodingCache:
     Attributes:
         layers: As `nn.transformer.make_caches` made them.
         slots: Most tokens of a row.
+        reach: Of how many tokens that come at a time all but the first may be taken back.
     """
 
     layers: PyTree
     slots: int
+    reach: int
 
 
 # Number of the "layer" whose noise the embedding's dropout takes.
@@ -154,9 +156,20 @@ class LanguageModel(nnx.Module):
         """Compute the logits of one document a row."""
         return self.logits(self.hidden(tokens))
 
-    def init_cache(self, rows: int, slots: int) -> DecodingCache:
-        """Make an empty cache for `rows` sequences of at most `slots` tokens."""
-        return DecodingCache(make_caches(self.config, rows, slots), slots)
+    def init_cache(
+        self, rows: int, slots: int, *, reach: int = 1, quantized: bool = False
+    ) -> DecodingCache:
+        """Make an empty cache for `rows` sequences of at most `slots` tokens.
+
+        Args:
+            rows: B.
+            slots: Most tokens of a row.
+            reach: Of how many tokens that come at a time all but the first may be taken back, by
+                others at the same positions in the next call.
+            quantized: Whether keys and values are kept as 8-bit integers.
+        """
+        layers = make_caches(self.config, rows, slots, reach=reach, quantized=quantized)
+        return DecodingCache(layers, slots, reach)
 
     def decode(
         self,
@@ -179,11 +192,11 @@ class LanguageModel(nnx.Module):
         config = self.config
         if lengths is None:
             lengths = positions[:, -1] + 1
-        plans = plan_caches(config, cache.slots, positions, lengths)
+        plans = plan_caches(config, cache.slots, cache.reach, positions, lengths)
         around = Surroundings(make_rope(config, positions), plans=plans)
         x = self.embed(tokens, positions)
         x, layers = apply_layers(config, self.layers, x, around, cache.layers)
-        return self.final_norm(x), DecodingCache(layers, cache.slots)
+        return self.final_norm(x), replace(cache, layers=layers)
 
 
 # Right-aligned: a stack of layers has one more axis in front. A dimension that the mesh does not

@@ -1,23 +1,71 @@
 """Keys and values of the tokens that a layer has seen: of all of them, or of a window, in a ring.
 
 A layer that sees everything has a slot for every position. A sliding layer has as many slots as its
-window, and position p lies in slot p modulo their number: what is written is never moved. B rows, T
-new tokens, S slots, K heads of size H, W window. Heads lie before slots, as attention multiplies
-them.
+window, and position p lies in slot p modulo their number: what is written is never moved. They may
+be kept as 8-bit integers. B rows, T new tokens, S slots, K heads of size H, W window. Heads lie
+before slots, as attention multiplies them.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8, Shaped
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one layer."""
+    """Keys and values of one layer.
 
-    key: Float[Array, "b k s h"]
-    value: Float[Array, "b k s h"]
+    Attributes:
+        key: Of all heads.
+        value: Of all heads.
+        key_scale: What 8-bit keys are to be multiplied by, one number for each vector; None where
+            they are floating-point numbers.
+        value_scale: The same of the values.
+    """
+
+    key: Float[Array, "b k s h"] | Int8[Array, "b k s h"]
+    value: Float[Array, "b k s h"] | Int8[Array, "b k s h"]
+    key_scale: Float[Array, "b k s 1"] | None = None
+    value_scale: Float[Array, "b k s 1"] | None = None
+
+
+def empty_key_values(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *, quantized: bool
+) -> KeyValues:
+    """Make slots with nothing in them.
+
+    Args:
+        shape: (..., B, K, S, H).
+        dtype: Of keys and values.
+        quantized: Whether they are 8-bit integers instead.
+    """
+    if not quantized:
+        return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    whole, scale = jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-1], 1), jnp.float32)
+    return KeyValues(whole, whole, scale, scale)
+
+
+def _quantize(x: Float[Array, "b k t h"]) -> tuple[Int8[Array, "b k t h"], Float[Array, "b k t 1"]]:
+    r"""Round a vector to multiples of $\max_i |x_i| / 127$."""
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
+
+
+def _like(cache: KeyValues, key: Array, value: Array) -> KeyValues:
+    """Bring new keys and values into a cache's form."""
+    if cache.key_scale is None:
+        return KeyValues(key.astype(cache.key.dtype), value.astype(cache.key.dtype))
+    (key, key_scale), (value, value_scale) = _quantize(key), _quantize(value)
+    return KeyValues(key, value, key_scale, value_scale)
+
+
+def _numbers(held: KeyValues) -> KeyValues:
+    """Give keys and values as floating-point numbers."""
+    if held.key_scale is None or held.value_scale is None:
+        return held
+    return KeyValues(held.key * held.key_scale, held.value * held.value_scale)
 
 
 class CachePlan(NamedTuple):
@@ -85,21 +133,23 @@ def extend(
     Returns:
         The cache, and what the new tokens attend to, as `plan.visible` has it.
     """
-    new = KeyValues(*(jnp.swapaxes(x, 1, 2).astype(cache.key.dtype) for x in (key, value)))
-    pairs = list(zip(cache, new, strict=True))
+    new = _like(cache, *(jnp.swapaxes(x, 1, 2) for x in (key, value)))
     if plan.source is None:
-        cache = KeyValues(*(_write(old, x, plan.first) for old, x in pairs))
-        return cache, cache
-    seen = KeyValues(*(jnp.concatenate(pair, axis=2) for pair in pairs))
+        cache = jax.tree.map(lambda old, x: _write(old, x, plan.first), cache, new)
+        return cache, _numbers(cache)
+    seen = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=2), cache, new)
     place = plan.source[:, None, :, None]
-    taken = (jnp.take_along_axis(x, jnp.maximum(place, 0), axis=2) for x in new)
-    kept = (jnp.where(place < 0, old, x) for old, x in zip(cache, taken, strict=True))
-    return KeyValues(*kept), seen
+
+    def take(old: Array, x: Array) -> Array:
+        taken = jnp.take_along_axis(x, jnp.maximum(place, 0), axis=2)
+        return jnp.where(place < 0, old, taken)
+
+    return jax.tree.map(take, cache, new), _numbers(seen)
 
 
 def _write(
-    slots: Float[Array, "b k s h"], new: Float[Array, "b k t h"], first: Int[Array, " b"]
-) -> Float[Array, "b k s h"]:
+    slots: Shaped[Array, "b k s h"], new: Shaped[Array, "b k t h"], first: Int[Array, " b"]
+) -> Shaped[Array, "b k s h"]:
     """Put t tokens into each row's slots, one behind the other."""
     return jax.vmap(lambda row, x, i: jax.lax.dynamic_update_slice_in_dim(row, x, i, 1))(
         slots, new, first

@@ -13,7 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from genai_jax.nn.attention import attend
-from genai_jax.nn.cache import CachePlan, KeyValues, extend, plan_full, plan_ring
+from genai_jax.nn.cache import (
+    CachePlan,
+    KeyValues,
+    empty_key_values,
+    extend,
+    plan_full,
+    plan_ring,
+)
 from genai_jax.nn.config import LayerKind, TransformerConfig
 from genai_jax.nn.dropout import dropout
 from genai_jax.nn.linear import Linear
@@ -111,7 +118,7 @@ class Attention(nnx.Module):
         if cache is not None:
             visible = around.plans[kind].visible
             cache, seen = extend(cache, key, value, around.plans[kind])
-            key, value = (jnp.swapaxes(y, 1, 2).astype(x.dtype) for y in seen)
+            key, value = (jnp.swapaxes(y, 1, 2).astype(x.dtype) for y in seen[:2])
         mixed = attend(
             query,
             key,
@@ -295,10 +302,22 @@ def apply_layers(
     return x, None if caches is None else (new_cycles, tuple(new_rest))
 
 
-def make_caches(config: TransformerConfig, rows: int, slots: int) -> PyTree:
+def ring_slots(config: TransformerConfig, slots: int, reach: int) -> int:
+    """Count the slots of sliding layers: a window, and what may have to be taken back."""
+    return slots if config.window is None else min(slots, config.window + reach - 1)
+
+
+def make_caches(
+    config: TransformerConfig, rows: int, slots: int, *, reach: int = 1, quantized: bool = False
+) -> PyTree:
     """Make empty caches for `rows` sequences of at most `slots` tokens.
 
-    Sliding layers have no more slots than their window.
+    Args:
+        config: Of the layers.
+        rows: B.
+        slots: Of the layers that see everything; sliding ones have no more than they need.
+        reach: Of how many tokens that come at a time all but the first may be taken back.
+        quantized: Whether keys and values are kept as 8-bit integers.
 
     Returns:
         One a layer; or, scanned, one a member of the pattern, with a leading axis of cycles, and
@@ -306,9 +325,9 @@ def make_caches(config: TransformerConfig, rows: int, slots: int) -> PyTree:
     """
 
     def make(kind: LayerKind, *stack: int) -> KeyValues:
-        least = slots if kind == "global" or config.window is None else min(slots, config.window)
+        least = slots if kind == "global" else ring_slots(config, slots, reach)
         shape = (*stack, rows, config.kv_heads, least, config.head_size)
-        return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        return empty_key_values(shape, config.dtype, quantized=quantized)
 
     if config.layers == "unrolled":
         return tuple(make(kind) for kind in config.layer_kinds)
@@ -320,12 +339,13 @@ def make_caches(config: TransformerConfig, rows: int, slots: int) -> PyTree:
 def plan_caches(
     config: TransformerConfig,
     slots: int,
+    reach: int,
     positions: Int[Array, "b t"],
     lengths: Int[Array, " b"],
 ) -> dict[str, CachePlan]:
-    """Plan what happens to the caches of every kind of layer, made for `slots` tokens."""
+    """Plan what happens to the caches of every kind of layer, made for `slots` and `reach`."""
     plans = {"global": plan_full(slots, positions)}
     if config.window is not None:
-        ring = min(slots, config.window)
+        ring = ring_slots(config, slots, reach)
         plans["sliding"] = plan_ring(ring, config.window, positions, lengths)
     return {kind: plans[kind] for kind in sorted(set(config.layer_kinds))}

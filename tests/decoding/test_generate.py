@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genai_jax.decoding import generate as generate_module
-from genai_jax.decoding.generate import Generation, generate
+from genai_jax.decoding.engine import Engine
+from genai_jax.decoding.generate import generate
+from genai_jax.decoding.loop import advance
+from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
@@ -58,13 +60,13 @@ def test_greedy_generation_is_the_argmax_of_the_whole_forward_pass(model, log_pr
 
 
 @pytest.mark.parametrize("layers", ["unrolled", "scanned"])
-def test_long_prompts_of_several_lengths_are_read_in_parts(layers, log_probs_of, monkeypatch):
+def test_long_prompts_of_several_lengths_are_read_in_parts(layers, log_probs_of):
     """Chunks of four tokens, a window of six: each row as if it were alone and read at once."""
-    monkeypatch.setattr(generate_module, "_CHUNK", 4)
     config = dataclasses.replace(CONFIG, layers=layers)
     numbers = np.random.default_rng(1)
     prompts = [numbers.integers(0, 23, n).tolist() for n in (3, 1, 17, 30, 9)]
-    results = generate(LanguageModel(config, jax.random.key(0)), prompts, GREEDY, max_tokens=12)
+    engine = Engine(LanguageModel(config, jax.random.key(0)), rows=5, chunk=4)
+    results = engine.run([Request(prompt, GREEDY, max_tokens=12) for prompt in prompts])
     for prompt, result in zip(prompts, results, strict=True):
         whole = log_probs_of([*prompt, *result.tokens.tolist()])[len(prompt) - 1 : -1]
         np.testing.assert_array_equal(result.tokens, whole.argmax(-1))
@@ -89,40 +91,11 @@ def test_log_probs_are_the_models_own_whatever_the_temperature(model, log_probs_
     np.testing.assert_allclose(result.log_probs, expected, atol=1e-4)
 
 
-def test_a_row_depends_neither_on_other_rows_nor_on_the_calls(model):
+def test_a_row_does_not_depend_on_other_rows(model):
     together = generate(model, PROMPTS, WARM, max_tokens=20, seed=[7, 8, 9])
     for prompt, seed, expected in zip(PROMPTS, [7, 8, 9], together, strict=True):
         (alone,) = generate(model, [prompt], WARM, max_tokens=20, seed=seed)
         np.testing.assert_array_equal(alone.tokens, expected.tokens)
-    generation = Generation(model, PROMPTS, WARM, max_tokens=20, seed=[7, 8, 9])
-    parts = []
-    while not generation.ended.all():
-        parts.append(generation.advance(3).tokens)
-    for row, expected in enumerate(together):
-        np.testing.assert_array_equal(np.concatenate([p[row] for p in parts]), expected.tokens)
-
-
-def test_a_row_is_the_same_to_the_last_bit_in_any_company(model):
-    """Alone, in any slot, beside any prompts and settings, in calls of any length."""
-    numbers = np.random.default_rng(3)
-    prompt, config = numbers.integers(0, 23, 21).tolist(), SamplingConfig(1.3, 0, 0.9, 0.02)
-    shape = {"rows": 5, "context": 64}
-    (alone,) = generate(model, [prompt], config, max_tokens=20, seed=[4], **shape)
-    for slot in (0, 2, 4):
-        prompts = [numbers.integers(0, 23, numbers.integers(1, 40)).tolist() for _ in range(5)]
-        configs = [
-            SamplingConfig(float(t), int(k)) for t, k in zip(range(5), range(5), strict=True)
-        ]
-        prompts[slot], configs[slot] = prompt, config
-        most, seeds = [1, 30, 3, 9, 40], [1, 2, 3, 5, 6]
-        most[slot], seeds[slot] = 20, 4
-        generation = Generation(model, prompts, configs, max_tokens=most, seed=seeds, **shape)
-        parts = []
-        while not generation.ended.all():
-            parts.append(generation.advance(int(numbers.integers(1, 9))))
-        for name in ("tokens", "log_probs", "drawn_log_probs"):
-            found = np.concatenate([getattr(part, name)[slot] for part in parts])
-            assert found.tobytes() == getattr(alone, name).tobytes(), (slot, name)
 
 
 def test_stop_ids_end_a_row_and_are_its_last_token(model):
@@ -136,14 +109,6 @@ def test_stop_ids_end_a_row_and_are_its_last_token(model):
         assert after.reason == ("stop" if len(places) else "length")
 
 
-def test_halted_rows_draw_nothing_more(model):
-    generation = Generation(model, PROMPTS, WARM, max_tokens=20)
-    generation.advance(4)
-    chunk = generation.advance(4, halt=np.array([True, False, False]))
-    assert [len(tokens) for tokens in chunk.tokens] == [0, 4, 4]
-    assert chunk.ended.tolist() == [True, False, False]
-
-
 def test_the_context_bounds_a_row(model):
     prompt = list(range(1, 21)) * 2  # 40 of 48
     (result,) = generate(model, [prompt], GREEDY, max_tokens=100)
@@ -154,7 +119,7 @@ def test_a_prompt_beyond_the_context_loses_its_oldest_tokens(model):
     prompt = np.random.default_rng(0).integers(0, 23, 100).tolist()
     (result,) = generate(model, [prompt], GREEDY, max_tokens=10)
     (short,) = generate(model, [prompt[-38:]], GREEDY, max_tokens=10)
-    assert result.cut == 62 and result.reason == "length"
+    assert result.cut == 62 and result.reason == "truncated"
     np.testing.assert_array_equal(result.tokens, short.tokens)
 
 
@@ -165,17 +130,17 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(model):
 
 def test_settings_seeds_and_limits_compile_nothing(model):
     generate(model, [[1], [2]], GREEDY, max_tokens=5)
-    before = generate_module._advance._cache_size()
+    before = advance._cache_size()
     generate(model, [[3]], WARM, max_tokens=2)  # a row of its own is two
     generate(model, [[3, 4], [5]], [SamplingConfig(0.7, 3, 0.5), WARM], max_tokens=9, seed=11)
     generate(model, [[3], [5]], WARM, max_tokens=30, stop_ids=[2, 3], vocab_size=20)
-    assert generate_module._advance._cache_size() == before
+    assert advance._cache_size() == before
 
 
 def test_every_control_is_traced(model):
     """Whatever is asked for: not one compilation more."""
     generate(model, [[1], [2]], GREEDY, max_tokens=5)
-    before = generate_module._advance._cache_size()
+    before = advance._cache_size()
     full = SamplingConfig(
         0.9,
         top_k=7,
@@ -192,7 +157,7 @@ def test_every_control_is_traced(model):
     )
     options = {"max_tokens": [4, 9], "seed": [5, 2], "stop_ids": [[1, 2, 3], []], "vocab_size": 21}
     first, second = generate(model, [[1], [2]], [full, WARM], **options)
-    assert generate_module._advance._cache_size() == before
+    assert advance._cache_size() == before
     assert first.tokens[:2].tolist() == [6, 7] and len(first.tokens) >= 3
     assert not {4, 5} & set(first.tokens.tolist())
     assert first.drawn_log_probs[:2].tolist() == [0, 0] and len(second.tokens) == 9
@@ -222,7 +187,12 @@ def test_both_log_probs_are_those_of_their_distributions(model, log_probs_of):
 
 
 def logits_of(model, tokens):
-    return np.asarray(model(jnp.asarray(tokens)[None]))[0, -1].astype(np.float64)
+    padded = np.zeros((1, CONFIG.max_length), np.int32)  # causal: what follows is not seen
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(_forward(model, padded))[0, len(tokens) - 1].astype(np.float64)
+
+
+_forward = jax.jit(lambda model, tokens: model(tokens))
 
 
 def test_a_penalty_of_what_was_drawn_ends_repetition(model):
@@ -253,7 +223,7 @@ def test_logits_that_are_no_numbers_end_their_row_and_no_other():
         def config(self):
             return CONFIG
 
-        def init_cache(self, rows, slots):
+        def init_cache(self, rows, slots, *, reach=1, quantized=False):
             return jnp.zeros((rows, slots))
 
         def decode(self, tokens, cache, positions, lengths=None):
@@ -321,6 +291,8 @@ def test_check_is_called_and_may_raise(model):
 def test_models_of_replicated_parameters_run_on_one_device(model):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = jax.device_put(model, jax.NamedSharding(mesh, jax.P()))
-    generation = Generation(everywhere, [[1]], GREEDY, max_tokens=3)
-    assert len(jax.tree.leaves(generation._progress.cache)[0].devices()) == 1
-    assert jnp.isfinite(generation.advance().log_probs[0]).all()
+    engine = Engine(everywhere)
+    engine.submit(Request([1], GREEDY, max_tokens=3))
+    (result,) = engine.step().values()
+    assert len(jax.tree.leaves(engine._rows.cache)[0].devices()) == 1
+    assert jnp.isfinite(result.log_probs).all()

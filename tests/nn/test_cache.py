@@ -76,4 +76,4 @@ def test_slots_keep_their_type():
         cache, seen = jax.jit(extend)(
             KeyValues(empty, empty), numbered(positions), numbered(positions), plan
         )
-        assert {x.dtype for x in (*cache, *seen)} == {jnp.dtype(jnp.bfloat16)}
+        assert {x.dtype for x in jax.tree.leaves((cache, seen))} == {jnp.dtype(jnp.bfloat16)}

@@ -1,0 +1,149 @@
+"""Sequences under way, as arrays: what is known of each row, and how a new one takes its place.
+
+B rows, V vocabulary, S tokens of a row at most, E ids that end one at most.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, UInt32
+
+from genai_jax.decoding.adjustments import Seen
+from genai_jax.decoding.requests import Request, most_drawn, stop_row
+from genai_jax.decoding.sampling import Settings, settings_of
+from genai_jax.decoding.tables import FREE, walk
+from genai_jax.types import PyTree
+
+
+class Asked(NamedTuple):
+    """What a row is asked for; it does not change while tokens are drawn.
+
+    Attributes:
+        settings: How tokens are drawn.
+        seed: Of the noise.
+        stop_ids: Tokens that end it, padded by -1.
+        most: Most tokens to draw.
+        length: Most tokens of the row, prompt included, until the context is full.
+        dropped: Tokens that stood before the row's first, and are no longer there.
+        alternatives: Of how many likeliest tokens the probabilities are wanted.
+        speculates: Whether tokens that may follow are guessed and read in advance.
+    """
+
+    settings: Settings
+    seed: UInt32[Any, " b"]
+    stop_ids: Int[Any, "b e"]
+    most: Int[Any, " b"]
+    length: Int[Any, " b"]
+    dropped: Int[Any, " b"]
+    alternatives: Int[Any, " b"]
+    speculates: Bool[Any, " b"]
+
+
+class Rows(NamedTuple):
+    """Sequences under way.
+
+    Attributes:
+        cache: Of all tokens but each row's last.
+        tokens: The tokens of a row, where tokens that may follow are looked up in them.
+        token: The last token of a row.
+        position: Its position.
+        seen: What stands in the rows.
+        state: Of the automaton that its text must follow; -1 without one.
+        ended: Rows that draw no more.
+        broken: Rows that ended since there was nothing to draw.
+        asked: What they are asked for.
+    """
+
+    cache: PyTree
+    tokens: Int[Any, "b s"]
+    token: Int[Any, " b"]
+    position: Int[Any, " b"]
+    seen: Seen
+    state: Int[Any, " b"]
+    ended: Bool[Any, " b"]
+    broken: Bool[Any, " b"]
+    asked: Asked
+
+
+def make_row(
+    request: Request,
+    kept: np.ndarray,
+    drawn: np.ndarray,
+    cache: PyTree,
+    *,
+    context: int,
+    slots: int,
+    vocab_size: int,
+) -> Rows:
+    """Make the row of a request, of which some tokens may have been drawn already.
+
+    Args:
+        request: What is asked for.
+        kept: The tokens that stand in the row.
+        drawn: All that were drawn before.
+        cache: Of one row, with all kept tokens but the last in it.
+        context: Most tokens of a row.
+        slots: S; 0 where nothing is looked up.
+        vocab_size: V, of the model's logits.
+    """
+
+    def one(value: Any, dtype: Any = np.int32) -> np.ndarray:
+        return np.array([value], dtype)
+
+    prompt = np.asarray(request.prompt, np.int32)
+    stands = np.zeros((1, vocab_size), bool)
+    stands[0, prompt] = True
+    counts = np.bincount(drawn, minlength=vocab_size).astype(np.int32)[None]
+    most = most_drawn(request, context)
+    tokens = np.zeros((1, slots), np.int32)
+    if slots:
+        tokens[0, : len(kept)] = kept
+    state = FREE if request.automaton is None else walk(request.automaton, drawn)
+    asked = Asked(
+        settings_of([request.sampling], vocab_size),
+        one(request.seed % 2**32, np.uint32),
+        stop_row(request.stop_ids)[None],
+        one(most),
+        one(context),
+        one(len(prompt) + len(drawn) - len(kept)),
+        one(request.alternatives),
+        one(request.speculate, bool),
+    )
+    return Rows(
+        cache,
+        tokens,
+        one(kept[-1]),
+        one(len(kept) - 1),
+        Seen(stands, counts, one(len(drawn))),
+        one(state),
+        one(False, bool),
+        one(False, bool),
+        asked,
+    )
+
+
+def empty_rows(row: Rows, cache: PyTree, count: int) -> Rows:
+    """Make as many rows, which have all ended, like one.
+
+    Args:
+        row: Any row.
+        cache: Of that many rows.
+        count: How many.
+    """
+    rows = jax.tree.map(
+        lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), row._replace(cache=None)
+    )
+    return rows._replace(cache=cache, ended=jnp.ones(count, bool), state=jnp.full(count, FREE))
+
+
+def put_row(rows: Rows, row: Rows, place: Int[Any, ""]) -> Rows:
+    """Put a row in a place."""
+
+    def put(whole: Any, one: Any) -> Any:
+        # The only axis in which they differ; in stacked caches it is not the first.
+        axis = next(i for i, (n, m) in enumerate(zip(whole.shape, one.shape, strict=True)) if n > m)
+        return jax.lax.dynamic_update_slice_in_dim(whole, one.astype(whole.dtype), place, axis)
+
+    return jax.tree.map(put, rows, row)
