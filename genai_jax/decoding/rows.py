@@ -142,8 +142,13 @@ def put_row(rows: Rows, row: Rows, place: Int[Any, ""]) -> Rows:
     """Put a row in a place."""
 
     def put(whole: Any, one: Any) -> Any:
-        # The only axis in which they differ; in stacked caches it is not the first.
-        axis = next(i for i, (n, m) in enumerate(zip(whole.shape, one.shape, strict=True)) if n > m)
+        axis = axis_of_rows(whole, one)
         return jax.lax.dynamic_update_slice_in_dim(whole, one.astype(whole.dtype), place, axis)
 
     return jax.tree.map(put, rows, row)
+
+
+def axis_of_rows(several: Any, one: Any) -> int:
+    """Find the only axis in which they differ; in stacked caches it is not the first."""
+    sizes = zip(several.shape, one.shape, strict=True)
+    return next(i for i, (n, m) in enumerate(sizes) if n > m)

@@ -73,7 +73,7 @@ class CachePlan(NamedTuple):
 
     Attributes:
         visible: What each new token may attend to: the slots, and behind them the new tokens
-            themselves where they are not in the slots yet.
+            themselves where they are written only afterwards.
         first: The slot of the first new token.
         source: Where tokens come several at a time into a ring: which of them each slot takes, -1
             where it keeps what it has; None where they are written one behind the other.
@@ -91,29 +91,37 @@ def plan_full(slots: int, positions: Int[Array, "b t"]) -> CachePlan:
 
 
 def plan_ring(
-    slots: int, window: int, positions: Int[Array, "b t"], lengths: Int[Array, " b"]
+    slots: int, window: int, positions: Int[Array, "b t"], lengths: Int[Array, " b"], reach: int = 1
 ) -> CachePlan:
     r"""Plan for a sliding layer, whose slot s holds the newest position p with $p \equiv s$.
 
     Args:
-        slots: S; at least W, unless no position exceeds it.
+        slots: S; at least W and `reach` - 1 more, unless no position exceeds it.
         window: W, tokens that a token sees, itself among them.
         positions: Of the new tokens, consecutive in a row.
         lengths: Tokens of a row in all: what comes behind is padding, and never overwrites a token.
+        reach: So many tokens, or fewer, push out nothing that any of them sees.
     """
     first, last = positions[:, :1], positions[:, -1:]
     if positions.shape[1] == 1:
         held = _newest(last, slots)[:, None]
         visible = (held >= 0) & (positions[:, :, None] - held < window)
         return CachePlan(visible, first[:, 0] % slots)
-    # Several tokens may push out what the first of them still sees: they are written afterwards.
+    newest = _newest(jnp.minimum(last, lengths[:, None] - 1), slots)
+    takes = newest - first
+    source = jnp.where(takes >= 0, takes, -1)
+    if positions.shape[1] <= reach:
+        # Written first, so that every token sees the others in the same order, however many come
+        # at a time, and what it sums is the same to the last bit.
+        behind = positions[:, :, None] - newest[:, None]
+        visible = (newest >= 0)[:, None] & (behind >= 0) & (behind < window)
+        return CachePlan(visible, first[:, 0], source)
+    # They may push out what the first of them still sees: they are written afterwards.
     held = _newest(first - 1, slots)[:, None]
     behind = positions[:, :, None] - held
     old = (held >= 0) & (behind < window)
     behind = positions[:, :, None] - positions[:, None, :]
     new = (behind >= 0) & (behind < window)
-    takes = _newest(jnp.minimum(last, lengths[:, None] - 1), slots) - first
-    source = jnp.where(takes >= 0, takes, -1)
     return CachePlan(jnp.concatenate([old, new], axis=-1), first[:, 0], source)
 
 
@@ -137,14 +145,17 @@ def extend(
     if plan.source is None:
         cache = jax.tree.map(lambda old, x: _write(old, x, plan.first), cache, new)
         return cache, _numbers(cache)
-    seen = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=2), cache, new)
     place = plan.source[:, None, :, None]
 
     def take(old: Array, x: Array) -> Array:
         taken = jnp.take_along_axis(x, jnp.maximum(place, 0), axis=2)
         return jnp.where(place < 0, old, taken)
 
-    return jax.tree.map(take, cache, new), _numbers(seen)
+    written = jax.tree.map(take, cache, new)
+    if plan.visible.shape[-1] == place.shape[2]:
+        return written, _numbers(written)
+    seen = jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=2), cache, new)
+    return written, _numbers(seen)
 
 
 def _write(

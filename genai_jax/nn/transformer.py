@@ -347,5 +347,5 @@ def plan_caches(
     plans = {"global": plan_full(slots, positions)}
     if config.window is not None:
         ring = ring_slots(config, slots, reach)
-        plans["sliding"] = plan_ring(ring, config.window, positions, lengths)
+        plans["sliding"] = plan_ring(ring, config.window, positions, lengths, reach)
     return {kind: plans[kind] for kind in sorted(set(config.layer_kinds))}
