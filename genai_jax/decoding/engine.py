@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from genai_jax.decoding.loop import (
     Written,
     advance,
     empty_cache,
+    on_one_device,
     place_row,
     prefill,
 )
@@ -159,7 +160,7 @@ class Engine:
         self.context = context or most
         self._vocab_size = model.config.vocab_size
         self._known = np.int32(vocab_size or self._vocab_size)
-        self._model = _on_one_device(model)
+        self._model = on_one_device(model)
         self._width, self._chunk = width, chunk
         # Prompts are padded to whole chunks; what is guessed may lie behind the last token.
         self._slots = -(-self.context // chunk) * chunk + width - 1
@@ -389,14 +390,3 @@ def _nothing(alternatives: int) -> Piece:
     ids, numbers = np.zeros(0, np.int32), np.zeros(0, np.float32)
     shape = (0, min(alternatives, MOST_ALTERNATIVES))
     return Piece(ids, numbers, numbers, np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-
-
-def _on_one_device(model: Any) -> Any:
-    """Take one copy of a model that every device holds whole: others would compute the same.
-
-    A model that is cut over devices stays where it is.
-    """
-    leaves = jax.tree.leaves(model)
-    if all(isinstance(leaf, jax.Array) and leaf.is_fully_replicated for leaf in leaves):
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), model)
-    return model

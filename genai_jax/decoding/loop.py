@@ -249,3 +249,14 @@ def _write(
         their_log_probs,
         written.length + alive,
     )
+
+
+def on_one_device(model: Any) -> Any:
+    """Take one copy of a model that every device holds whole: others would compute the same.
+
+    A model that is cut over devices stays where it is.
+    """
+    leaves = jax.tree.leaves(model)
+    if all(isinstance(leaf, jax.Array) and leaf.is_fully_replicated for leaf in leaves):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), model)
+    return model
