@@ -116,7 +116,7 @@ def test_sharing_prefixes_changes_no_bit(kind, request):
 @pytest.mark.parametrize("kind", ["model", "full_model"])
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(0.6), SamplingConfig(0.3, top_p=0.9)])
 def test_looking_ahead_changes_no_token(kind, sampling, request):
-    """Switched on or off at the same width, to the last bit; and the tokens are those of width 1."""
+    """Switched on or off at one width, to the last bit; and the tokens are those of width 1."""
     model = request.getfixturevalue(kind)
     pattern = [3, 1, 4, 1, 5, 9, 2, 6] * 2
     prompts = [pattern, [7, 7, 7, 7], [11, 12, 13]]
