@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -43,6 +43,7 @@ class Tokenizer(Protocol):
             none, since the text is one.
         begin_ids: Ids that every text begins with.
         end_ids: Ids that end what a model writes.
+        special_ids: Ids that no text encodes to, by what they are called.
         digest: SHA-256 of all that determines the ids, in hexadecimal.
     """
 
@@ -51,10 +52,15 @@ class Tokenizer(Protocol):
     eot_id: int | None
     begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
+    special_ids: Mapping[str, int]
     digest: str
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
+        ...
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Ids:
+        """Turn a text that special ids stand in into ids; no two strings are neighbours."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
@@ -86,10 +92,17 @@ class TableTokenizer:
         self.eot_id = eot_id
         ends: tuple[int, ...] = () if eot_id is None else (eot_id,)
         self.begin_ids = self.end_ids = ends
+        self.special_ids: Mapping[str, int] = {} if eot_id is None else {_EOT: eot_id}
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
         raise NotImplementedError
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Ids:
+        """Turn a text that special ids stand in into ids; no two strings are neighbours."""
+        encoded = iter(self.encode_batch([part for part in parts if isinstance(part, str)]))
+        ids = [next(encoded) if isinstance(part, str) else np.array([part]) for part in parts]
+        return np.concatenate([[], *ids]).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Turn texts into ids."""
