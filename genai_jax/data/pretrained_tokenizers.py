@@ -77,8 +77,10 @@ class PretrainedTokenizer(TableTokenizer):
         self._most_ids = most_ids
         self.begin_ids = self._engine.begin_ids if begin_ids is None else tuple(begin_ids)
         self.end_ids = tuple(end_ids)
-        specials = self._engine.special_ids.items()
-        self.special_ids = {text: token for text, token in specials if token < self.vocab_size}
+        named = self._engine.named.items()
+        self._named = {text: token for text, token in named if token < self.vocab_size}
+        specials = self._engine.special_ids
+        self.special_ids = {text: x for text, x in self._named.items() if text in specials}
         for token in (*self.begin_ids, *self.end_ids, *(() if eot_id is None else (eot_id,))):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
@@ -117,13 +119,17 @@ class PretrainedTokenizer(TableTokenizer):
         adds comes before a string that is the first part only.
 
         Raises:
-            ValueError: If a number is not one of `special_ids`.
+            ValueError: If a number is not the id of a control.
         """
-        known = set(self.special_ids.values())
+        known = set(self._named.values())
         for part in parts:
             if not isinstance(part, str) and part not in known:
-                raise ValueError(f"an id in a text must be one of `special_ids`; got {part}.")
+                raise ValueError(f"an id in a text must be that of a control; got {part}.")
         return self._checked(self._engine.encode_parts(parts))
+
+    def find_id(self, name: str) -> int | None:
+        """Find the id that stands for a control, special or not by the file's own word."""
+        return self._named.get(name)
 
     def _checked(self, ids: list[int]) -> Ids:
         """Refuse ids that the model has no row for."""
@@ -164,9 +170,10 @@ class _SentencePiece:
         self.pieces = [piece_bytes(self._processor, token) for token in range(size)]
         begin = self._processor.bos_id()
         self.begin_ids = (begin,) if begin >= 0 else ()
+        self.named = {self._processor.id_to_piece(token): token for token in range(size)}
         self.special_ids = {
-            self._processor.id_to_piece(token): token
-            for token in range(size)
+            piece: token
+            for piece, token in self.named.items()
             if self._processor.is_control(token) or self._processor.is_unknown(token)
         }
         self._content = content
@@ -216,6 +223,7 @@ class _Tokenizers:
         self._tokenizer.encode_special_tokens = True
         self.pieces = list(self._make_pieces(json.loads(content)))
         added = self._tokenizer.get_added_tokens_decoder()
+        self.named = {x.content: token for token, x in added.items()}
         self.special_ids = {x.content: token for token, x in added.items() if x.special}
         self._added = added
         self._aliases: dict[int, str] = {}
