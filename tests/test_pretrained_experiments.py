@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 
 from experiments import convert_checkpoint, lm_pretrain, lm_sample
+from genai_jax.evaluation.text_runs import load_text_model
 from genai_jax.interop.export import save_pretrained
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.interop.safetensors import Outgoing, SafetensorsFile, write_safetensors
@@ -54,7 +55,8 @@ def theirs(tmp_path_factory, corpus):
     )
     (folder / "tokenizer.model").write_bytes(written.getvalue())
     (folder / "generation_config.json").write_text('{"eos_token_id": [2]}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    (folder / "special_tokens_map.json").write_text('{"bos_token": "<s>"}')
     return folder
 
 
@@ -113,6 +115,19 @@ def test_a_folder_is_trained_and_goes_out_in_its_own_form(theirs, train, convert
     assert convert(tmp_path / "run", tmp_path / "wide", "--dtype", "float32")[0] == 0
     assert PretrainedFolder(tmp_path / "wide").config.param_dtype == "float32"
     assert '"torch_dtype": "float32"' in (tmp_path / "wide" / "config.json").read_text()
+
+
+def test_a_run_keeps_the_chat_template(theirs, convert, tmp_path):
+    assert convert(theirs, tmp_path / "run")[0] == 0
+    said = [{"role": "user", "content": "alpha<s>"}]
+    folder, run = load_text_model(str(theirs)), load_text_model(str(tmp_path / "run"))
+    ids = [x.chat_template().encode(x.tokenizer, said).tolist() for x in (folder, run)]
+    assert ids[0] == ids[1] and ids[0].count(1) == 1 and ids[0][0] == 1
+    (tmp_path / "run" / "origin" / "chat_template.jinja").unlink()
+    without = load_text_model(str(tmp_path / "run"))
+    assert without.chat is None
+    with pytest.raises(ValueError, match="has none: no chat_template"):
+        without.chat_template()
 
 
 def test_a_run_that_has_begun_needs_the_folder_no_more(theirs, train, convert, tmp_path):

@@ -6,8 +6,10 @@ what a user writes cannot end a document. SentencePiece's user-defined symbols a
 says.
 """
 
+import functools
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,10 @@ class PretrainedTokenizer(TableTokenizer):
         self._most_ids = most_ids
         self.begin_ids = self._engine.begin_ids if begin_ids is None else tuple(begin_ids)
         self.end_ids = tuple(end_ids)
+        named = self._engine.named.items()
+        self._named = {text: token for text, token in named if token < self.vocab_size}
+        specials = self._engine.special_ids
+        self.special_ids = {text: x for text, x in self._named.items() if text in specials}
         for token in (*self.begin_ids, *self.end_ids, *(() if eot_id is None else (eot_id,))):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
@@ -103,14 +109,37 @@ class PretrainedTokenizer(TableTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Turn texts into ids."""
-        encoded = [np.array(ids, np.int32) for ids in self._engine.encode(list(texts))]
-        for ids in encoded:
-            if ids.size and ids.max() >= self.vocab_size:
-                raise ValueError(
-                    f"a text's ids must be below {self.vocab_size}, which the model has; got "
-                    f"{ids.max()}. Write without it."
-                )
-        return encoded
+        return [self._checked(ids) for ids in self._engine.encode(list(texts))]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Ids:
+        """Turn a text that special ids stand in into ids; no two strings are neighbours.
+
+        Where no string holds the text of a special id, these are the ids that the package of the
+        file reads out of the whole text, at the boundaries too. The space that Llama 2's tokenizer
+        adds comes before a string that is the first part only.
+
+        Raises:
+            ValueError: If a number is not the id of a control.
+        """
+        known = set(self._named.values())
+        for part in parts:
+            if not isinstance(part, str) and part not in known:
+                raise ValueError(f"an id in a text must be that of a control; got {part}.")
+        return self._checked(self._engine.encode_parts(parts))
+
+    def find_id(self, name: str) -> int | None:
+        """Find the id that stands for a control, special or not by the file's own word."""
+        return self._named.get(name)
+
+    def _checked(self, ids: list[int]) -> Ids:
+        """Refuse ids that the model has no row for."""
+        found = np.array(ids, np.int32)
+        if found.size and found.max() >= self.vocab_size:
+            raise ValueError(
+                f"a text's ids must be below {self.vocab_size}, which the model has; got "
+                f"{found.max()}. Write without it."
+            )
+        return found
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Turn the ids of a whole text into text: without the space that `encode` adds."""
@@ -122,6 +151,11 @@ class PretrainedTokenizer(TableTokenizer):
         ids = {"begin_ids": list(self.begin_ids), "end_ids": list(self.end_ids)}
         self._save(folder, eot_id=self.eot_id, most_ids=self._most_ids, **ids)
         (folder / SAVED_FILE).write_bytes(self.content)
+
+
+# A field of SentencePiece's file, in the encoding of protocol buffers, where a later one overrides
+# an earlier one: normalizer_spec (3) with add_dummy_prefix (3) false.
+_ADD_NO_SPACE = bytes([3 << 3 | 2, 2, 3 << 3 | 0, 0])
 
 
 class _SentencePiece:
@@ -136,9 +170,28 @@ class _SentencePiece:
         self.pieces = [piece_bytes(self._processor, token) for token in range(size)]
         begin = self._processor.bos_id()
         self.begin_ids = (begin,) if begin >= 0 else ()
+        self.named = {self._processor.id_to_piece(token): token for token in range(size)}
+        self.special_ids = {
+            piece: token
+            for piece, token in self.named.items()
+            if self._processor.is_control(token) or self._processor.is_unknown(token)
+        }
+        self._content = content
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return self._processor.encode(texts) if texts else []
+
+    @functools.cached_property
+    def _inside(self) -> sentencepiece.SentencePieceProcessor:
+        """The same, but for the space before a text."""
+        return sentencepiece.SentencePieceProcessor(model_proto=self._content + _ADD_NO_SPACE)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            processor = self._inside if number else self._processor
+            ids += processor.encode(part) if isinstance(part, str) else [part]
+        return ids
 
 
 class _Tokenizers:
@@ -169,6 +222,12 @@ class _Tokenizers:
         self.begin_ids = tuple(around[:before])
         self._tokenizer.encode_special_tokens = True
         self.pieces = list(self._make_pieces(json.loads(content)))
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.named = {x.content: token for token, x in added.items()}
+        self.special_ids = {x.content: token for token, x in added.items() if x.special}
+        self._added = added
+        self._aliases: dict[int, str] = {}
+        self._nonce = secrets.token_hex(16)
 
     def _make_pieces(self, said: dict[str, Any]) -> Iterator[bytes]:
         """Say which bytes each id stands for; special ones stand for none."""
@@ -201,6 +260,23 @@ class _Tokenizers:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [x.ids for x in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Give the whole text to the package, with a name for each id that nobody can guess."""
+        import tokenizers
+
+        new = {part for part in parts if not isinstance(part, str)} - self._aliases.keys()
+        for token in sorted(new):
+            # What it does to spaces beside it, it still does.
+            sides = {"lstrip": self._added[token].lstrip, "rstrip": self._added[token].rstrip}
+            alias = self._aliases[token] = f"[{self._nonce}:{token}]"
+            self._tokenizer.add_tokens(
+                [tokenizers.AddedToken(alias, special=False, normalized=False, **sides)]
+            )
+        text = "".join(part if isinstance(part, str) else self._aliases[part] for part in parts)
+        own = {self._tokenizer.token_to_id(alias): token for token, alias in self._aliases.items()}
+        (ids,) = self.encode([text])
+        return [own.get(token, token) for token in ids]
 
 
 _ENGINES: dict[str, type[_Tokenizers | _SentencePiece]] = {

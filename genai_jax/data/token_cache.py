@@ -13,15 +13,16 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from genai_jax.data.fill_in_the_middle import find_sentinels, restore
 from genai_jax.data.saved_tokenizers import load_tokenizer
-from genai_jax.data.tokenizers import Tokenizer
+from genai_jax.data.tokenizers import Ids, Tokenizer
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -41,7 +42,8 @@ class TokenCache:
         groups: A small number for each document, given when it was written.
         names: Of each document.
         tokenizer: What made the tokens.
-        notes: Whatever else was written down, as JSON.
+        notes: Whatever else was written down, as JSON; `rearranged` if documents may be, to fill
+            in the middle.
     """
 
     tokens: Integer[np.ndarray, " tokens"]
@@ -55,7 +57,10 @@ class TokenCache:
     def text(self, document: int) -> bytes:
         """Read back the text of a document."""
         start, end = self.offsets[document : document + 2]
-        return self.tokenizer.decode_bytes(self.tokens[start:end])
+        ids = self.tokens[start:end]
+        if self.notes.get("rearranged"):
+            ids = restore(ids, find_sentinels(self.tokenizer))
+        return self.tokenizer.decode_bytes(ids)
 
 
 def default_cache_folder() -> Path:
@@ -155,6 +160,7 @@ def write_tokens(
     documents: Iterable[tuple[str, bytes, int]],
     tokenizer: Tokenizer,
     notes: Callable[[], dict[str, Any]] = dict,
+    rearrange: Callable[[str, int], Ids | None] | None = None,
 ) -> None:
     """Tokenise documents into a folder.
 
@@ -163,6 +169,7 @@ def write_tokens(
         documents: (name, text, group) of each; read once, and never all in memory.
         tokenizer: Documents get its `begin_ids` in front, or its `eot_id` where it has no others.
         notes: Asked at the end for what else is to be kept.
+        rearrange: Given a text and its group, its ids if they are others than those of the text.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     ends = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
@@ -171,7 +178,8 @@ def write_tokens(
     rows: list[tuple[int, int, int]] = []  # tokens, bytes, group
     with (folder / "tokens.bin").open("wb") as file:
         for batch in _batches(documents):
-            encoded = tokenizer.encode_batch([text.decode("utf-8") for _, text, _ in batch])
+            texts = [text.decode("utf-8") for _, text, _ in batch]
+            encoded = _encode(tokenizer, texts, [group for *_, group in batch], rearrange)
             for (name, text, group), ids in zip(batch, encoded, strict=True):
                 head.tofile(file)
                 ids.astype(dtype).tofile(file)
@@ -184,6 +192,21 @@ def write_tokens(
     description = {"format": FORMAT, "dtype": np.dtype(dtype).name, "notes": notes()}
     (folder / "tokens.json").write_text(json.dumps(description), encoding="utf-8")
     tokenizer.save(folder / "tokenizer")
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    groups: Sequence[int],
+    rearrange: Callable[[str, int], Ids | None] | None,
+) -> list[Ids]:
+    """Encode texts, rearranged or as they are."""
+    if rearrange is None:
+        return tokenizer.encode_batch(texts)
+    found = [rearrange(text, group) for text, group in zip(texts, groups, strict=True)]
+    plain = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+    encoded = iter(tokenizer.encode_batch(plain))
+    return [next(encoded) if ids is None else ids for ids in found]
 
 
 def _batches(

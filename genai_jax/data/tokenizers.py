@@ -9,9 +9,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -43,6 +43,7 @@ class Tokenizer(Protocol):
             none, since the text is one.
         begin_ids: Ids that every text begins with.
         end_ids: Ids that end what a model writes.
+        special_ids: Ids that no text encodes to, by what they are called.
         digest: SHA-256 of all that determines the ids, in hexadecimal.
     """
 
@@ -51,10 +52,19 @@ class Tokenizer(Protocol):
     eot_id: int | None
     begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
+    special_ids: Mapping[str, int]
     digest: str
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
+        ...
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Ids:
+        """Turn a text that special ids stand in into ids; no two strings are neighbours."""
+        ...
+
+    def find_id(self, name: str) -> int | None:
+        """Find the id that stands for a control, special or not by the file's own word."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
@@ -80,16 +90,33 @@ class TableTokenizer:
     kind: str
     digest: str
 
-    def __init__(self, pieces: Sequence[bytes], eot_id: int | None) -> None:
-        self._pieces = tuple(pieces)
+    def __init__(
+        self, pieces: Sequence[bytes], eot_id: int | None, specials: Sequence[str] = ()
+    ) -> None:
+        first = len(pieces)
+        self._pieces = (*pieces, *[b""] * len(specials))
         self.vocab_size = len(self._pieces)
         self.eot_id = eot_id
         ends: tuple[int, ...] = () if eot_id is None else (eot_id,)
         self.begin_ids = self.end_ids = ends
+        self.special_ids: Mapping[str, int] = {
+            **({} if eot_id is None else {_EOT: eot_id}),
+            **{name: first + number for number, name in enumerate(specials)},
+        }
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
         raise NotImplementedError
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Ids:
+        """Turn a text that special ids stand in into ids; no two strings are neighbours."""
+        encoded = iter(self.encode_batch([part for part in parts if isinstance(part, str)]))
+        ids = [next(encoded) if isinstance(part, str) else np.array([part]) for part in parts]
+        return np.concatenate([[], *ids]).astype(np.int32)
+
+    def find_id(self, name: str) -> int | None:
+        """Find the id that stands for a control."""
+        return self.special_ids.get(name)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Turn texts into ids."""
@@ -110,14 +137,16 @@ class TableTokenizer:
 
 
 class ByteTokenizer(TableTokenizer):
-    """The 256 bytes of UTF-8 as ids 0 ... 255, and 256 for the end of a document, if any."""
+    """The 256 bytes of UTF-8 as ids 0 ... 255, 256 for the end of a document, if any; specials."""
 
     kind = "bytes"
 
-    def __init__(self, *, end_of_text: bool = True) -> None:
+    def __init__(self, *, end_of_text: bool = True, specials: Sequence[str] = ()) -> None:
         eot = [b""] if end_of_text else []
-        super().__init__([bytes([i]) for i in range(256)] + eot, 256 if end_of_text else None)
-        self.digest = digest_of(self.kind, self.eot_id)
+        eot_id = 256 if end_of_text else None
+        super().__init__([bytes([i]) for i in range(256)] + eot, eot_id, specials)
+        self._specials = list(specials)
+        self.digest = digest_of(self.kind, self.eot_id, *specials)
 
     def encode(self, text: str) -> Ids:
         """Turn text into the bytes of its UTF-8."""
@@ -125,18 +154,21 @@ class ByteTokenizer(TableTokenizer):
 
     def save(self, folder: Path) -> None:
         """Write it into a folder."""
-        self._save(folder, end_of_text=self.eot_id is not None)
+        specials = {"specials": self._specials} if self._specials else {}
+        self._save(folder, end_of_text=self.eot_id is not None, **specials)
 
 
 class CharacterTokenizer(TableTokenizer):
-    """The characters of a text, sorted, as ids; the last id ends a document, if there are any.
+    """The characters of a text, sorted, as ids; the next ends a document, if there are any.
 
     A character that the text does not hold cannot be encoded; that is an error.
     """
 
     kind = "characters"
 
-    def __init__(self, characters: str, *, end_of_text: bool = True) -> None:
+    def __init__(
+        self, characters: str, *, end_of_text: bool = True, specials: Sequence[str] = ()
+    ) -> None:
         if not characters or list(characters) != sorted(set(characters)):
             raise ValueError(
                 "`characters` must be distinct, sorted and at least one; got "
@@ -144,10 +176,11 @@ class CharacterTokenizer(TableTokenizer):
             )
         eot = [b""] if end_of_text else []
         eot_id = len(characters) if end_of_text else None
-        super().__init__([c.encode("utf-8") for c in characters] + eot, eot_id)
+        super().__init__([c.encode("utf-8") for c in characters] + eot, eot_id, specials)
         self.characters = characters
+        self._specials = list(specials)
         self._points = np.array([ord(c) for c in characters], np.uint32)
-        self.digest = digest_of(self.kind, characters, self.eot_id)
+        self.digest = digest_of(self.kind, characters, self.eot_id, *specials)
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids, one for each character.
@@ -168,7 +201,9 @@ class CharacterTokenizer(TableTokenizer):
 
     def save(self, folder: Path) -> None:
         """Write it into a folder."""
-        self._save(folder, characters=self.characters, end_of_text=self.eot_id is not None)
+        specials = {"specials": self._specials} if self._specials else {}
+        end_of_text = self.eot_id is not None
+        self._save(folder, characters=self.characters, end_of_text=end_of_text, **specials)
 
 
 class SubwordTokenizer(TableTokenizer):
@@ -189,6 +224,8 @@ class SubwordTokenizer(TableTokenizer):
         size = self._processor.get_piece_size()
         pieces = [piece_bytes(self._processor, token) for token in range(size)]
         super().__init__(pieces, eot_id if eot_id >= 0 else None)
+        controls = filter(self._processor.is_control, range(size))
+        self.special_ids = {self._processor.id_to_piece(token): token for token in controls}
         self._space_ids = [
             self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()
         ]
@@ -250,7 +287,12 @@ def _cut(text: str, limit: int) -> Iterator[str]:
 
 
 def train_tokenizer(
-    kind: Kind, documents: Iterable[str], vocab_size: int, *, end_of_text: bool = True
+    kind: Kind,
+    documents: Iterable[str],
+    vocab_size: int,
+    *,
+    end_of_text: bool = True,
+    specials: Sequence[str] = (),
 ) -> Tokenizer:
     """Make a tokenizer from text; the same text gives the same tokenizer.
 
@@ -261,22 +303,25 @@ def train_tokenizer(
             chosen by the hash of its parts.
         vocab_size: Number of ids of `bpe` and `unigram`; other kinds have what they need.
         end_of_text: Whether there is an id that ends a document.
+        specials: Names of further ids that no text encodes to.
 
     Raises:
         ValueError: If the text is too short, or too rich, for the vocabulary.
     """
     if kind == "bytes":
-        return ByteTokenizer(end_of_text=end_of_text)
+        return ByteTokenizer(end_of_text=end_of_text, specials=specials)
     if kind == "characters":
         characters: set[str] = set()
         for text in documents:
             characters.update(text)
-        return CharacterTokenizer("".join(sorted(characters)), end_of_text=end_of_text)
+        held = "".join(sorted(characters))
+        return CharacterTokenizer(held, end_of_text=end_of_text, specials=specials)
     enough = min(_TRAINING_CHARACTERS[kind] * vocab_size, _MOST_TRAINING_CHARACTERS)
     sentences = _sample(documents, enough)
     if not sentences:
         raise ValueError("a tokenizer must be trained on some text; got none.")
     model = io.BytesIO()
+    controls: dict[str, Any] = {"control_symbols": list(specials)} if specials else {}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -300,6 +345,7 @@ def train_tokenizer(
             pad_id=-1,
             num_threads=1,
             minloglevel=2,
+            **controls,
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(_training_fault(kind, vocab_size, str(error))) from error

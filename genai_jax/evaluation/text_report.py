@@ -1,8 +1,10 @@
 """What a language model has come to, beside what a compressor and people make of the same text."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from genai_jax.data.fill_in_the_middle import SENTINELS
 from genai_jax.data.text import TextData
 from genai_jax.decoding.generate import generate
 from genai_jax.decoding.loop import DecodingModel
@@ -55,6 +57,9 @@ def describe_python_syntax(
         seed: Of the noise.
     """
     tokenizer = data.tokenizer
+    # A program in one piece, of a model that also writes them with the middle last.
+    signs = [token for token in map(tokenizer.find_id, SENTINELS) if token is not None]
+    sampling = dataclasses.replace(sampling, forbidden=(*sampling.forbidden, *signs))
     written = generate(
         model,
         [prompt_tokens(tokenizer, "")] * _PROGRAMS,

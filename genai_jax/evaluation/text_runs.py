@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from genai_jax.data.chat_templates import ChatTemplate, load_chat_template
 from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.tokenizers import Tokenizer
@@ -36,12 +37,29 @@ class TextModel:
         tokenizer: Its tokenizer.
         about: Where it is from, in words.
         origin: Of the folder of Hugging Face's that it began as; None if it did not.
+        chat: What turns conversations into what it reads; None where that folder has none.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
     about: str
     origin: Origin | None = None
+    chat: ChatTemplate | None = None
+
+    def chat_template(self) -> ChatTemplate:
+        """Give its chat template.
+
+        Raises:
+            ValueError: If it has none. No other's is taken: in another form than the one that it
+                was trained on, a model answers badly, and does not say so.
+        """
+        if self.chat is None:
+            raise ValueError(
+                f"a model must have a chat template to be talked with; {self.about}, has none: no "
+                "chat_template.jinja, and no `chat_template` in tokenizer_config.json. Take a "
+                "model that was tuned for chat, or put its template there."
+            )
+        return self.chat
 
 
 def is_pretrained(folder: str | Path) -> bool:
@@ -77,7 +95,8 @@ def load_text_model(folder: str, sigma_rel: float = 0.0) -> TextModel:
             )
         source = PretrainedFolder(folder)
         tokenizer = load_pretrained_tokenizer(Path(folder), source.config.vocab_size)
-        return TextModel(source.load(), tokenizer, describe_folder(folder, source), source.origin)
+        about, chat = describe_folder(folder, source), load_chat_template(Path(folder))
+        return TextModel(source.load(), tokenizer, about, source.origin, chat)
     return _load_run(Path(folder), sigma_rel)
 
 
@@ -91,6 +110,7 @@ def describe_folder(folder: str, source: PretrainedFolder) -> str:
 def _load_run(path: Path, sigma_rel: float) -> TextModel:
     config, _ = read_run(path)
     tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
+    chat = None if origin is None else load_chat_template(origin.folder)
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"
@@ -107,7 +127,7 @@ def _load_run(path: Path, sigma_rel: float) -> TextModel:
     like = map_named(stored, model)
     if sigma_rel:
         made = reconstruct(path / "ema", like, sigma_rel)
-        return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin)
+        return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin, chat)
     found = load_part(path / "checkpoints", {part: like})
     if found is None:
         raise RunError(
@@ -115,7 +135,7 @@ def _load_run(path: Path, sigma_rel: float) -> TextModel:
             "first one (--save-every), or train with the same command again."
         )
     step, parts = found
-    return TextModel(parts[part], tokenizer, f"{path}, step {step}", origin)
+    return TextModel(parts[part], tokenizer, f"{path}, step {step}", origin, chat)
 
 
 def init_source(folder: str) -> Source | None:

@@ -5,6 +5,7 @@ import pytest
 
 from genai_jax.data.text import TextConfig, load_text
 from genai_jax.decoding.sampling import SamplingConfig
+from genai_jax.evaluation import text_report
 from genai_jax.evaluation.compression import xz_bits_per_byte
 from genai_jax.evaluation.text_report import (
     describe_likelihood,
@@ -48,7 +49,8 @@ def test_xz_is_that_of_the_held_out_text(data):
         assert f"{value:.3f}" in text
 
 
-def test_syntax_of_samples_stands_beside_that_of_people(data):
+@pytest.fixture(scope="module")
+def model(data):
     shape = TransformerConfig(
         vocab_size=data.tokenizer.vocab_size,
         num_layers=1,
@@ -57,8 +59,27 @@ def test_syntax_of_samples_stands_beside_that_of_people(data):
         mlp_dim=8,
         max_length=16,
     )
-    model = LanguageModel(shape, jax.random.key(0))
+    return LanguageModel(shape, jax.random.key(0))
+
+
+def test_syntax_of_samples_stands_beside_that_of_people(model, data):
     text = describe_python_syntax(model, data, SamplingConfig(1.0), max_tokens=8, seed=0)
     held_out = b"".join(data.validation_documents()).count(b"this")
     # Of four lines one is blank and one is no Python.
     assert f"67% of the {3 * held_out:,} held-out ones" in text
+
+
+def test_samples_are_programs_in_one_piece(model, data, monkeypatch):
+    """Of a model that has learnt to fill in, too, whose documents may have the middle last."""
+    asked = []
+
+    def generate(model, prompts, sampling, **options):
+        asked.append(sampling)
+        return []
+
+    monkeypatch.setattr(text_report, "generate", generate)
+    monkeypatch.setattr(data.tokenizer, "special_ids", {"<|fim_prefix|>": 7, "<|fim_middle|>": 5})
+    for forbidden in ((), (3,)):
+        sampling = SamplingConfig(1.0, forbidden=forbidden)
+        describe_python_syntax(model, data, sampling, max_tokens=8, seed=0)
+    assert [sampling.forbidden for sampling in asked] == [(7, 5), (3, 7, 5)]
