@@ -44,6 +44,7 @@ class Tokenizer(Protocol):
         begin_ids: Ids that every text begins with.
         end_ids: Ids that end what a model writes.
         digest: SHA-256 of all that determines the ids, in hexadecimal.
+        pieces: The bytes that each id stands for; none for a special one.
     """
 
     kind: str
@@ -52,6 +53,11 @@ class Tokenizer(Protocol):
     begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
     digest: str
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for; none for a special one."""
+        ...
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
@@ -86,6 +92,11 @@ class TableTokenizer:
         self.eot_id = eot_id
         ends: tuple[int, ...] = () if eot_id is None else (eot_id,)
         self.begin_ids = self.end_ids = ends
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for; none for a special one."""
+        return self._pieces
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
