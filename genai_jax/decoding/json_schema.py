@@ -54,7 +54,7 @@ MOST_DEPTH = 32
 """Most depth of recursion."""
 
 _MOST_NESTING = 40
-_MOST_VALUES = 4000
+_MOST_VALUES = 2000
 _QUOTE = literal(b'"')
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 from genai_jax.decoding.automata import ConstraintError
 from genai_jax.decoding.json_numbers import MOST_BOUND_DIGITS
 
-SchemaLike = Mapping[str, Any] | bool | str
-"""A schema; as a text it is JSON."""
+SchemaLike = object
+"""A schema: a mapping, true or false, or a text that is JSON; whatever else is refused."""
 
 TYPES = frozenset(["null", "boolean", "object", "array", "number", "string", "integer"])
 
