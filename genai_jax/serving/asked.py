@@ -8,7 +8,7 @@ import numpy as np
 
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.requests import Request
-from genai_jax.decoding.tables import TokenAutomaton
+from genai_jax.decoding.token_automaton import TokenAutomaton
 
 Kind = Literal["completion", "chat"]
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from genai_jax.decoding.requests import MOST_STOPS, ContextError, Request, check_request
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.tables import Constraint, TokenAutomaton, fit_together
+from genai_jax.decoding.tables import Constraint, fit_together
 from genai_jax.decoding.text import prompt_tokens
+from genai_jax.decoding.token_automaton import TokenAutomaton
 from genai_jax.serving.asked import Asked, Kind, Limits, Served
 from genai_jax.serving.errors import ApiError
 from genai_jax.serving.fields import Fields, is_integer, is_number, is_text, show
