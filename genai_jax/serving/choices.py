@@ -22,7 +22,7 @@ class Token(NamedTuple):
     Attributes:
         token: Its id.
         log_prob: Of the model itself, before temperature, penalties, filters and constraints.
-        offset: Characters of the text before it.
+        offset: Characters of the text before the one that it begins in.
         likeliest: The likeliest ids in its place, with their log-probabilities, likeliest first.
     """
 
@@ -105,10 +105,14 @@ class Choice:
 
     def _hold(self, piece: Piece, place: int) -> None:
         token = int(piece.tokens[place])
+        data = self._tokenizer.decode_bytes([token])
+        # The character that its first byte is in: the one that is incomplete, or one behind it.
+        first = self._decoder.getstate()[0] + data[:1]
+        offset = self._read + max(0, len(first.decode("utf-8", "replace")) - 1)
+        self._read += len(self._decoder.decode(data))
         ids, theirs = piece.likeliest[place].tolist(), piece.their_log_probs[place].tolist()
         likeliest = tuple(zip(ids, theirs, strict=True))
-        self._held.append(Token(token, float(piece.log_probs[place]), self._read, likeliest))
-        self._read += len(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        self._held.append(Token(token, float(piece.log_probs[place]), offset, likeliest))
 
     def _show(self, text: str, *, whole: bool) -> Delta:
         self._shown += len(text)

@@ -346,13 +346,7 @@ def _read_max_tokens(
 
 
 def _check(request: Request, field: str, served: Served) -> None:
-    """Refuse what the engine would refuse, before it waits for a row."""
-    try:
-        check_request(request, served.vocab_size, served.context)
-    except ContextError as error:
-        raise ApiError(str(error), param=field, code="context_length_exceeded") from error
-    except ValueError as error:
-        raise ApiError(str(error)) from error
+    """Refuse what the engine would refuse, or never end, before it waits for a row."""
     sampling, automaton = request.sampling, request.automaton
     never = sampling.excluded | set(request.stop_ids if sampling.min_tokens else ())
     if len(never) >= served.vocab_size:
@@ -361,6 +355,12 @@ def _check(request: Request, field: str, served: Served) -> None:
             f"{served.vocab_size} ids.",
             param="logit_bias",
         )
+    try:
+        check_request(request, served.vocab_size, served.context)
+    except ContextError as error:
+        raise ApiError(str(error), param=field, code="context_length_exceeded") from error
+    except ValueError as error:
+        raise ApiError(str(error)) from error
     if automaton is None:
         return
     if not fit_together([Constraint(automaton, request.stop_ids)]):

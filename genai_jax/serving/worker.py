@@ -100,7 +100,8 @@ class Worker:
 
     def warm_up(self) -> None:
         """Compile all programs, before anybody waits for them."""
-        self._engine.run([Request([0, 0], max_tokens=1)])
+        for _ in range(2):  # rows are placed once among none, and once among what was computed
+            self._engine.run([Request([0, 0], max_tokens=1)])
 
     def start(self) -> None:
         """Begin to work."""
