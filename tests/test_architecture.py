@@ -26,6 +26,7 @@ LAYERS = (
     {"objectives", "decoding", "interop"},
     {"training"},
     {"rl", "evaluation"},
+    {"serving"},
     {"experiments"},
     {"benchmarks"},  # they time what the experiments run
 )

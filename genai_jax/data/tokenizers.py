@@ -45,6 +45,7 @@ class Tokenizer(Protocol):
         end_ids: Ids that end what a model writes.
         special_ids: Ids that no text encodes to, by what they are called.
         digest: SHA-256 of all that determines the ids, in hexadecimal.
+        pieces: The bytes that each id stands for; none for a special one.
     """
 
     kind: str
@@ -54,6 +55,11 @@ class Tokenizer(Protocol):
     end_ids: tuple[int, ...]
     special_ids: Mapping[str, int]
     digest: str
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for; none for a special one."""
+        ...
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""
@@ -103,6 +109,11 @@ class TableTokenizer:
             **({} if eot_id is None else {_EOT: eot_id}),
             **{name: first + number for number, name in enumerate(specials)},
         }
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for; none for a special one."""
+        return self._pieces
 
     def encode(self, text: str) -> Ids:
         """Turn text into ids."""

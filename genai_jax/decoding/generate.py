@@ -16,7 +16,7 @@ from genai_jax.decoding.requests import (
     most_drawn,
 )
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.tables import TokenAutomaton
+from genai_jax.decoding.token_automaton import TokenAutomaton
 
 
 def generate(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.tables import TokenAutomaton
+from genai_jax.decoding.token_automaton import TokenAutomaton
 
 Tokens = Sequence[int] | np.ndarray
 Overflow = Literal["truncate", "stop", "roll", "error"]

@@ -13,27 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from genai_jax.decoding.token_automaton import TokenAutomaton
+
 _SIZES = (1 << 20, 1 << 22, 1 << 24)
 FREE = -1
 """The state of a row whose text may be anything."""
 _NEVER = np.int32(2**30)
 _EXTRA = 2  # classes of our own: what ends the text, and whether it has ended by itself
-
-
-class TokenAutomaton(NamedTuple):
-    """A deterministic automaton that reads tokens.
-
-    Attributes:
-        classes: Of each id; ids that lead from every state to the same one share a class.
-        successors: The state after a token of a class; -1 where it is not allowed.
-        distance: The fewest tokens from a state to one where the text is complete; 0 there.
-        start: The first state.
-    """
-
-    classes: Int[np.ndarray, " v"]
-    successors: Int[np.ndarray, "s c"]
-    distance: Int[np.ndarray, " s"]
-    start: int
 
 
 class Tables(NamedTuple):

@@ -1,0 +1,1 @@
+"""Models that answer over HTTP, in the protocol of OpenAI's API."""
