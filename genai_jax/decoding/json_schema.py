@@ -71,7 +71,7 @@ def json_schema_automaton(schema: SchemaLike, *, depth: int = 4, whitespace: boo
         ConstraintError: If the schema is none, is not supported, has no valid value of at most so
             much depth, or needs too large an automaton.
     """
-    if isinstance(depth, bool) or not 1 <= depth <= MOST_DEPTH:
+    if isinstance(depth, bool) or depth not in range(1, MOST_DEPTH + 1):
         raise ConstraintError(
             f"`depth` of a JSON Schema must be from 1 to {MOST_DEPTH}; got {depth}. 4 is usual."
         )
@@ -172,7 +172,9 @@ class _Writer:
             try:
                 return self._string(case) if name == "string" else _number(name, case)
             except ConstraintError as error:
-                case.nodes[0].refuse(str(error))
+                if case.nodes:
+                    case.nodes[0].refuse(str(error))
+                raise
         if name == "array":
             return self._array(case)
         if name == "object":
@@ -277,8 +279,9 @@ class _Writer:
         """
         count = len(declared)
         # Members need to be counted only where their number can be wrong; else: none, or some.
-        must = sum(needed for _, _, needed in declared)
-        cap = max(1, least if least > max(must, 1) else 0)
+        if least <= sum(needed for _, _, needed in declared):
+            least = 0
+        cap = max(1, least)
         if most is not None and (most < count or others is not NEVER):
             cap = max(cap, most + 1)
         cap = min(cap, count)

@@ -132,17 +132,17 @@ def test_equal_values():
     assert not any(same_value(a) == same_value(b) for a, b in differ)
 
 
-def test_branches_of_a_hundred_kinds_are_told_apart():
-    kinds = [obj(["kind"], kind={"const": f"k{i}"}) for i in range(100)]
+def test_branches_of_sixty_kinds_are_told_apart():
+    kinds = [obj(["kind"], kind={"const": f"k{i}"}) for i in range(60)]
     proofs, (node,), _ = proofs_of({"oneOf": kinds})
     proofs.check_one_of(node)
     proofs, (node,), _ = proofs_of({"oneOf": [*kinds, kinds[17]]})
-    with pytest.raises(ConstraintError, match="those at 17 and 100 may have"):
+    with pytest.raises(ConstraintError, match="those at 17 and 60 may have"):
         proofs.check_one_of(node)
 
 
 def test_too_many_branches_are_refused():
-    kinds = [obj(["kind"], kind={"const": i}) for i in range(300)]
+    kinds = [obj(["kind"], kind={"const": i}) for i in range(220)]
     proofs, (node,), _ = proofs_of({"oneOf": kinds})
     with pytest.raises(ConstraintError, match="at most 20,000 steps"):
         proofs.check_one_of(node)
