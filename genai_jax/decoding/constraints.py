@@ -96,7 +96,7 @@ def _trie(vocabulary: _Vocabulary) -> PieceTrie:
     return PieceTrie(vocabulary.tokenizer.pieces, vocabulary.tokenizer.vocab_size)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _compiled(asked: _Language, vocabulary: _Vocabulary) -> TokenAutomaton:
     """Compile once for a language and a vocabulary; what is returned again must stay as it is."""
     if asked.depth is None:

@@ -2,26 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
-import numpy as np
-
+from genai_jax.data.chat_templates import ChatTemplate, Message
+from genai_jax.data.tokenizers import Ids, Tokenizer
 from genai_jax.decoding.engine import Engine
 from genai_jax.decoding.requests import Request
-from genai_jax.decoding.text import TextTokenizer, stream_request
-
-Said = dict[str, str]
-
-
-@runtime_checkable
-class Template(Protocol):
-    """What a conversation needs of a chat template."""
-
-    def encode(self, tokenizer: TextTokenizer, messages: Sequence[Said]) -> np.ndarray:
-        """Turn a conversation into ids, up to where an answer begins."""
-
-    def end_ids(self, tokenizer: TextTokenizer) -> tuple[int, ...]:
-        """Give the ids that end an answer."""
+from genai_jax.decoding.text import stream_request
 
 
 class Conversation:
@@ -35,8 +21,8 @@ class Conversation:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: TextTokenizer,
-        template: Template,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
         request: Request,
         *,
         system: str = "",
@@ -53,7 +39,7 @@ class Conversation:
             system: What the model is told before all else; empty is nothing.
             stop: Texts before which an answer ends.
         """
-        self.messages: list[Said] = [_said("system", system)] if system else []
+        self.messages: list[Message] = [_said("system", system)] if system else []
         self.forgotten = 0
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self._request, self._stop = request, tuple(stop)
@@ -90,7 +76,7 @@ class Conversation:
             self.messages = [*said, _said("assistant", "".join(heard))]
             self._answers += 1
 
-    def _fitting(self, said: list[Said]) -> np.ndarray:
+    def _fitting(self, said: list[Message]) -> Ids:
         """Encode what fits, leaving out the oldest messages but the system's."""
         room = self._engine.context - min(self._request.max_tokens, self._engine.context // 2)
         kept = [message for message in said if message["role"] != "system"]
@@ -109,5 +95,5 @@ class Conversation:
         return prompt
 
 
-def _said(role: str, content: str) -> Said:
+def _said(role: str, content: str) -> Message:
     return {"role": role, "content": content}

@@ -80,7 +80,7 @@ class _State(NamedTuple):
     remainder: int
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def integers(lower: Bound | None, upper: Bound | None, step: int = 1) -> Expression:
     """Match the integers of a range that are multiples of a step; without an exponent.
 
@@ -98,7 +98,7 @@ def integers(lower: Bound | None, upper: Bound | None, step: int = 1) -> Express
     return _signed(low, high, 0, step)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def numbers(lower: Bound | None, upper: Bound | None) -> Expression:
     """Match the numbers of a range.
 
@@ -182,7 +182,7 @@ def _side(end: _End) -> _Side:
     return _Side(before.lstrip("0") or "0", behind.rstrip("0"), end[1])
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _magnitudes(lower: _End, upper: _End | None, before: int, behind: int, step: int) -> Dfa:
     """Build the automaton of the texts without sign between two ends.
 

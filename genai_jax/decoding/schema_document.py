@@ -45,7 +45,7 @@ _SUPPORTED = frozenset(
     ["type", "enum", "const", *APPLICATORS, *(k for x in KEYWORDS_OF.values() for k in x)]
 )
 _MOST_NESTING = 100
-_MOST_VALUES = 100_000
+_MOST_SIZE = 500_000
 _MOST_INTEGER = 10**MOST_BOUND_DIGITS
 
 
@@ -96,7 +96,7 @@ def schema_text(schema: SchemaLike) -> str:
 
 class _Reading:
     def __init__(self) -> None:
-        self._values = 0
+        self._size = 0
 
     def read(self, schema: object) -> Any:
         if isinstance(schema, str):
@@ -121,12 +121,13 @@ class _Reading:
 
     def _plain(self, value: object, depth: int) -> Any:
         """Copy what JSON can say, and refuse the rest."""
-        self._values += 1
+        self._size += 1 + (len(value) if isinstance(value, str) else 0)
         if depth > _MOST_NESTING:
             _refuse_nesting()
-        if self._values > _MOST_VALUES:
+        if self._size > _MOST_SIZE:
             raise ConstraintError(
-                f"a JSON Schema must hold at most {_MOST_VALUES:,} values; this one has more."
+                f"a JSON Schema must hold at most {_MOST_SIZE:,} values and characters; this one "
+                "has more."
             )
         if isinstance(value, Mapping):
             return {self._text(k): self._plain(x, depth + 1) for k, x in value.items()}

@@ -11,7 +11,6 @@ Reference: Dettmers et al., "LLM.int8()", arXiv:2208.07339, section 2.1 (vector-
 quantization); the second digit takes the place of its mixed precision.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
