@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from genai_jax.data.corpora import read_documents
 from genai_jax.data.saved_tokenizers import load_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
 from genai_jax.data.tokenizers import (
     ByteTokenizer,
     CharacterTokenizer,
     SubwordTokenizer,
     Tokenizer,
-    train_tokenizer,
 )
 
 CODE = [

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from genai_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer, train_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from genai_jax.decoding import constraints
 from genai_jax.decoding.constraints import (
     JSON_OBJECT,
