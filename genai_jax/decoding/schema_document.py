@@ -193,10 +193,12 @@ class Document:
         target: Any = self.root.value
         pointer = "#"
         for step in self._steps(node):
-            try:
-                target = target[int(step) if isinstance(target, list) else step]
-            except (KeyError, IndexError, ValueError, TypeError):
+            inside = target if isinstance(target, dict) else {}
+            if isinstance(target, list):
+                inside = {str(place): value for place, value in enumerate(target)}
+            if step not in inside:
                 node.refuse(f"`$ref` must refer to a schema; there is no {node.value['$ref']!r}.")
+            target = inside[step]
             pointer = _joined(pointer, step)
         if not isinstance(target, bool | dict):
             node.refuse(f"`$ref` must refer to a schema; {node.value['$ref']!r} is none.")

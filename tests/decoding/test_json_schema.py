@@ -245,6 +245,7 @@ REFUSED = {
     "another document": ({"$ref": "http://x.org/s"}, "`\\$ref` must be # or begin with #/"),
     "an anchor": ({"$ref": "#a"}, "`\\$ref` must be # or begin with #/"),
     "nowhere": ({"$ref": "#/$defs/a"}, "there is no '#/\\$defs/a'"),
+    "before the first": ({"allOf": [True], "$ref": "#/allOf/-1"}, "there is no '#/allOf/-1'"),
     "no place": ({"enum": [1], "$ref": "#/enum/0"}, "'#/enum/0' is none"),
     "an id inside": ({"items": {"$id": "x"}}, "`\\$id` may be at the root alone"),
     "one of two": ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "those at 0 and 1 may have"),
