@@ -307,6 +307,7 @@ def chained(count):
         ('{"items":' * 100_000, "nested at most 100 deep|must be JSON"),
         ({"enum": [0] * 500_001}, "at most 500,000 values and characters"),
         ({"const": "x" * 499_000}, "100,000 parts"),
+        ({"x" * 500_001: True}, "at most 500,000 values and characters"),
         ({"title": "x" * 500_001}, "at most 500,000 values and characters"),
         (definitions(300, lambda i: to(i + 1) if i < 299 else {}), "nested at most 40 deep"),
         # Twice the next one, each: 2⁴⁰ values when written out.
