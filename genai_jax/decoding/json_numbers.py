@@ -6,6 +6,7 @@ so a bound is moved to where no rounding leaves the range.
 
 import functools
 import math
+import sys
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import NamedTuple
@@ -32,6 +33,7 @@ MOST_BOUND_DIGITS = 400
 
 _EXACT = 1 << 53  # up to here every integer is a float64
 _TINY = 1e-300
+_HUGE = 1e300
 _DIGITS = [(1 << (ord("0") + d), d) for d in range(10)]
 _POINT = 1 << ord(".")
 
@@ -113,6 +115,11 @@ def numbers(lower: Bound | None, upper: Bound | None) -> Expression:
         exponent = sequence(e, sign, repeat(digit, 1, 2))
         written = sequence(optional(literal(b"-")), whole, optional(behind), optional(exponent))
         return language(automaton_of(written))
+    # One more digit than such a bound has would be more than a float64 holds.
+    if upper is None and lower is not None and lower.value > _HUGE:
+        upper = Bound(sys.float_info.max, False)
+    if lower is None and upper is not None and upper.value < -_HUGE:
+        lower = Bound(-sys.float_info.max, False)
     # So small a number may be rounded to nothing.
     tiny = any(bound is not None and 0 < abs(bound.value) < _TINY for bound in (lower, upper))
     low = None if lower is None else _inside(lower, tiny)

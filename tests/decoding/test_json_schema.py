@@ -245,6 +245,7 @@ REFUSED = {
     "another document": ({"$ref": "http://x.org/s"}, "`\\$ref` must be # or begin with #/"),
     "an anchor": ({"$ref": "#a"}, "`\\$ref` must be # or begin with #/"),
     "nowhere": ({"$ref": "#/$defs/a"}, "there is no '#/\\$defs/a'"),
+    "before the first": ({"allOf": [True], "$ref": "#/allOf/-1"}, "there is no '#/allOf/-1'"),
     "no place": ({"enum": [1], "$ref": "#/enum/0"}, "'#/enum/0' is none"),
     "an id inside": ({"items": {"$id": "x"}}, "`\\$id` may be at the root alone"),
     "one of two": ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "those at 0 and 1 may have"),
@@ -306,6 +307,7 @@ def chained(count):
         ('{"items":' * 100_000, "nested at most 100 deep|must be JSON"),
         ({"enum": [0] * 500_001}, "at most 500,000 values and characters"),
         ({"const": "x" * 499_000}, "100,000 parts"),
+        ({"x" * 500_001: True}, "at most 500,000 values and characters"),
         ({"title": "x" * 500_001}, "at most 500,000 values and characters"),
         (definitions(300, lambda i: to(i + 1) if i < 299 else {}), "nested at most 40 deep"),
         # Twice the next one, each: 2⁴⁰ values when written out.
