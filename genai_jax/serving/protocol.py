@@ -49,12 +49,9 @@ _UNSUPPORTED: Mapping[Kind, Mapping[str, tuple[Any, ...]]] = {
         "modalities": (["text"],),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        **dict.fromkeys(
-            ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()
-        ),
-        **dict.fromkeys(
-            ("metadata", "moderation", "prompt_cache_options", "prompt_cache_retention"), ()
-        ),
+        **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity"), ()),
+        **dict.fromkeys(("web_search_options", "metadata", "moderation"), ()),
+        **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention"), ()),
     },
 }
 _OVERFLOWS = ("error", "stop", "truncate", "roll")
