@@ -9,6 +9,7 @@ import pytest
 COLAB = Path(__file__).resolve().parent.parent / "colab"
 SAYS = {
     "denoise_an_image": "bits per dimension of 359 images",
+    "sample_a_language_model": "--- temperature 1: ",
     "train_a_language_model": "--- temperature 0.5",
 }
 """What each notebook prints, in its last part."""

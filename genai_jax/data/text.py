@@ -25,7 +25,8 @@ from genai_jax.data.token_cache import (
     open_tokens,
     write_tokens,
 )
-from genai_jax.data.tokenizers import Ids, Kind, Tokenizer, train_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import Ids, Kind, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,7 @@ EMPTY = Graph(2, ((0, None, 1),))
 """Matches the empty text."""
 
 
+@functools.cache
 def byte_range(first: int, last: int) -> Symbol:
     """Match one byte from `first` to `last`."""
     return Symbol(byte_set(first, last))

@@ -65,15 +65,16 @@ def compile_json_schema(
         ConstraintError: If the schema is not supported or has no valid value, its automaton is too
             large, or the tokenizer cannot spell any of its texts.
     """
-    asked = _Language(schema_text(schema), depth, whitespace)
+    asked = _Language(schema_text(schema), True, depth, whitespace)
     return _compiled(asked, _Vocabulary(tokenizer))
 
 
 class _Language(NamedTuple):
-    """What is asked for; `depth` None is a regular expression's."""
+    """What is asked for: a regular expression or, with its options, a JSON Schema."""
 
     text: str
-    depth: int | None = None
+    is_schema: bool = False
+    depth: int = 0
     whitespace: bool = False
 
 
@@ -96,10 +97,10 @@ def _trie(vocabulary: _Vocabulary) -> PieceTrie:
     return PieceTrie(vocabulary.tokenizer.pieces, vocabulary.tokenizer.vocab_size)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _compiled(asked: _Language, vocabulary: _Vocabulary) -> TokenAutomaton:
     """Compile once for a language and a vocabulary; what is returned again must stay as it is."""
-    if asked.depth is None:
+    if not asked.is_schema:
         dfa = full_match(asked.text)
     else:
         dfa = json_schema_automaton(asked.text, depth=asked.depth, whitespace=asked.whitespace)

@@ -6,6 +6,7 @@ so a bound is moved to where no rounding leaves the range.
 
 import functools
 import math
+import sys
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import NamedTuple
@@ -32,6 +33,7 @@ MOST_BOUND_DIGITS = 400
 
 _EXACT = 1 << 53  # up to here every integer is a float64
 _TINY = 1e-300
+_HUGE = 1e300
 _DIGITS = [(1 << (ord("0") + d), d) for d in range(10)]
 _POINT = 1 << ord(".")
 
@@ -80,7 +82,7 @@ class _State(NamedTuple):
     remainder: int
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def integers(lower: Bound | None, upper: Bound | None, step: int = 1) -> Expression:
     """Match the integers of a range that are multiples of a step; without an exponent.
 
@@ -98,7 +100,7 @@ def integers(lower: Bound | None, upper: Bound | None, step: int = 1) -> Express
     return _signed(low, high, 0, step)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def numbers(lower: Bound | None, upper: Bound | None) -> Expression:
     """Match the numbers of a range.
 
@@ -113,6 +115,11 @@ def numbers(lower: Bound | None, upper: Bound | None) -> Expression:
         exponent = sequence(e, sign, repeat(digit, 1, 2))
         written = sequence(optional(literal(b"-")), whole, optional(behind), optional(exponent))
         return language(automaton_of(written))
+    # One more digit than such a bound has would be more than a float64 holds.
+    if upper is None and lower is not None and lower.value > _HUGE:
+        upper = Bound(sys.float_info.max, False)
+    if lower is None and upper is not None and upper.value < -_HUGE:
+        lower = Bound(-sys.float_info.max, False)
     # So small a number may be rounded to nothing.
     tiny = any(bound is not None and 0 < abs(bound.value) < _TINY for bound in (lower, upper))
     low = None if lower is None else _inside(lower, tiny)
@@ -182,7 +189,7 @@ def _side(end: _End) -> _Side:
     return _Side(before.lstrip("0") or "0", behind.rstrip("0"), end[1])
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _magnitudes(lower: _End, upper: _End | None, before: int, behind: int, step: int) -> Dfa:
     """Build the automaton of the texts without sign between two ends.
 

@@ -29,7 +29,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from genai_jax.decoding.automata import ConstraintError, Dfa
+from genai_jax.decoding.automata import MOST_STATES, ConstraintError, Dfa
 from genai_jax.decoding.byte_expressions import (
     EMPTY,
     MOST_PARTS,
@@ -55,6 +55,7 @@ MOST_DEPTH = 32
 
 _MOST_NESTING = 40
 _MOST_VALUES = 2000
+_MOST_STATES = 2 * MOST_STATES
 _QUOTE = literal(b'"')
 
 
@@ -70,7 +71,7 @@ def json_schema_automaton(schema: SchemaLike, *, depth: int = 4, whitespace: boo
         ConstraintError: If the schema is none, is not supported, has no valid value of at most so
             much depth, or needs too large an automaton.
     """
-    if isinstance(depth, bool) or not 1 <= depth <= MOST_DEPTH:
+    if isinstance(depth, bool) or depth not in range(1, MOST_DEPTH + 1):
         raise ConstraintError(
             f"`depth` of a JSON Schema must be from 1 to {MOST_DEPTH}; got {depth}. 4 is usual."
         )
@@ -83,7 +84,7 @@ def json_schema_automaton(schema: SchemaLike, *, depth: int = 4, whitespace: boo
         ) from None
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _automaton(text: str, depth: int, whitespace: bool) -> Dfa:
     document = Document(text, depth)
     written = _Writer(document, depth, whitespace).value((document.root,))
@@ -108,9 +109,12 @@ class _Writer:
         self._comma, self._colon = sequence(literal(b","), space), sequence(literal(b":"), space)
         self._known: dict[tuple, Expression] = {}
         self._nesting = 0
+        self._states = 0
 
     def value(self, conjunction: Conjunction) -> Expression:
         """Write the values that satisfy some schemas together."""
+        if not conjunction:
+            return self._anything(self._depth)
         key = tuple((node.pointer, node.open, node.left) for node in conjunction)
         if key not in self._known:
             self._nesting += 1
@@ -164,27 +168,33 @@ class _Writer:
 
     def _typed(self, name: str, case: Case) -> Expression:
         """Write the values of one type."""
-        if name == "string":
-            least, most = case.sizes("Length")
-            patterns, formats = (tuple(dict.fromkeys(case.all(k))) for k in ("pattern", "format"))
-            if most is not None and most < least:
-                return NEVER
+        if name in ("string", "integer", "number"):
             try:
-                inner = strings(least, most, patterns, formats)
+                return self._string(case) if name == "string" else _number(name, case)
             except ConstraintError as error:
-                case.nodes[0].refuse(str(error))
-            return sequence(_QUOTE, language(inner), _QUOTE)
-        if name in ("integer", "number"):
-            low, high = case.bounds()
-            if name == "integer" or case.all("multipleOf"):
-                return integers(low, high, case.step())
-            return numbers(low, high)
+                if case.nodes:
+                    case.nodes[0].refuse(str(error))
+                raise
         if name == "array":
             return self._array(case)
         if name == "object":
             return self._object(case)
         words = ("null",) if name == "null" else ("false", "true")
         return choice([literal(word.encode()) for word in words])
+
+    def _string(self, case: Case) -> Expression:
+        least, most = case.sizes("Length")
+        if most is not None and most < least:
+            return NEVER
+        patterns, formats = (tuple(dict.fromkeys(case.all(k))) for k in ("pattern", "format"))
+        inner = strings(least, most, patterns, formats)
+        self._states += len(inner.accepting)
+        if self._states > _MOST_STATES:
+            raise ConstraintError(
+                f"the strings of a JSON Schema must need at most {_MOST_STATES:,} states in all; "
+                "these need more. Bound lengths by less."
+            )
+        return sequence(_QUOTE, language(inner), _QUOTE)
 
     def _anything(self, depth: int) -> Expression:
         """Write any value, nested at most so deeply."""
@@ -269,8 +279,9 @@ class _Writer:
         """
         count = len(declared)
         # Members need to be counted only where their number can be wrong; else: none, or some.
-        must = sum(needed for _, _, needed in declared)
-        cap = max(1, least if least > max(must, 1) else 0)
+        if least <= sum(needed for _, _, needed in declared):
+            least = 0
+        cap = max(1, least)
         if most is not None and (most < count or others is not NEVER):
             cap = max(cap, most + 1)
         cap = min(cap, count)
@@ -307,6 +318,13 @@ class _Writer:
                 )
                 edges.append((at(count, there), sequence(tail, literal(b"}")), 1))
         return graph(len(places), edges)
+
+
+def _number(name: str, case: Case) -> Expression:
+    low, high = case.bounds()
+    if name == "integer" or case.all("multipleOf"):
+        return integers(low, high, case.step())
+    return numbers(low, high)
 
 
 def _repeated(

@@ -29,7 +29,7 @@ from genai_jax.decoding.regular_expressions import (
 )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def strings(
     least: int = 0,
     most: int | None = None,
@@ -86,7 +86,7 @@ def _any() -> Dfa:
     return automaton_of(repeat(json_string(ALL), 0, None))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _matching(pattern: str, wide: bool) -> Dfa:
     """Build the automaton of strings in which a pattern matches somewhere."""
     dialect = Dialect((ecma_set, python_set), not wide, json_string)

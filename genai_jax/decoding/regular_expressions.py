@@ -127,7 +127,7 @@ def read_pattern(pattern: str, dialect: Dialect) -> list[Alternative]:
     return _Parser(pattern, dialect).alternatives()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def full_match(pattern: str) -> Dfa:
     """Build the automaton of the texts, in UTF-8, that an expression matches from end to end.
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from genai_jax.decoding.sampling import SamplingConfig
+from genai_jax.decoding.tables import Constraint, fit_together
 from genai_jax.decoding.token_automaton import TokenAutomaton
 
 Tokens = Sequence[int] | np.ndarray
@@ -143,6 +144,12 @@ def _check_automaton(request: Request, automaton: TokenAutomaton, context: int) 
             "`forced`, `forbidden`, `min_tokens` and a bias of -inf must not be given where the "
             "text is constrained: together they could leave nothing to draw. Put them into the "
             "schema or the regular expression."
+        )
+    if not fit_together([Constraint(automaton, request.stop_ids)]):
+        states, classes = automaton.successors.shape
+        raise ValueError(
+            f"an automaton must fit into the tables of the device; got {states:,} states and "
+            f"{classes:,} classes of tokens. Simplify the schema or the regular expression."
         )
     room = most_drawn(request, context)
     least = int(automaton.distance[automaton.start])

@@ -6,6 +6,7 @@ Nothing is ignored in silence: a keyword is supported, or a mere annotation, or 
 import json
 import math
 import urllib.parse
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,7 +46,7 @@ _SUPPORTED = frozenset(
     ["type", "enum", "const", *APPLICATORS, *(k for x in KEYWORDS_OF.values() for k in x)]
 )
 _MOST_NESTING = 100
-_MOST_VALUES = 100_000
+_MOST_SIZE = 500_000
 _MOST_INTEGER = 10**MOST_BOUND_DIGITS
 
 
@@ -96,7 +97,7 @@ def schema_text(schema: SchemaLike) -> str:
 
 class _Reading:
     def __init__(self) -> None:
-        self._values = 0
+        self._size = 0
 
     def read(self, schema: object) -> Any:
         if isinstance(schema, str):
@@ -121,13 +122,9 @@ class _Reading:
 
     def _plain(self, value: object, depth: int) -> Any:
         """Copy what JSON can say, and refuse the rest."""
-        self._values += 1
+        self._count(1)
         if depth > _MOST_NESTING:
             _refuse_nesting()
-        if self._values > _MOST_VALUES:
-            raise ConstraintError(
-                f"a JSON Schema must hold at most {_MOST_VALUES:,} values; this one has more."
-            )
         if isinstance(value, Mapping):
             return {self._text(k): self._plain(x, depth + 1) for k, x in value.items()}
         if isinstance(value, list | tuple):
@@ -151,6 +148,7 @@ class _Reading:
             raise ConstraintError(
                 f"names in a JSON Schema must be texts; got {type(value).__name__}."
             )
+        self._count(len(value))
         if any("\ud800" <= c <= "\udfff" for c in value):
             raise ConstraintError(
                 f"texts in a JSON Schema must be Unicode; got {value[:80]!r}, with half of a "
@@ -158,12 +156,19 @@ class _Reading:
             )
         return value
 
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > _MOST_SIZE:
+            raise ConstraintError(
+                f"a JSON Schema must hold at most {_MOST_SIZE:,} values and characters; this one "
+                "has more. Leave out descriptions, or values of enumerations."
+            )
+
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ConstraintError(f"names in an object must differ; got {twice[:80]!r} twice.")
     return found
 
@@ -192,10 +197,12 @@ class Document:
         target: Any = self.root.value
         pointer = "#"
         for step in self._steps(node):
-            try:
-                target = target[int(step) if isinstance(target, list) else step]
-            except (KeyError, IndexError, ValueError, TypeError):
+            inside = target if isinstance(target, dict) else {}
+            if isinstance(target, list):
+                inside = {str(place): value for place, value in enumerate(target)}
+            if step not in inside:
                 node.refuse(f"`$ref` must refer to a schema; there is no {node.value['$ref']!r}.")
+            target = inside[step]
             pointer = _joined(pointer, step)
         if not isinstance(target, bool | dict):
             node.refuse(f"`$ref` must refer to a schema; {node.value['$ref']!r} is none.")

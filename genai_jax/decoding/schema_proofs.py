@@ -14,6 +14,8 @@ from genai_jax.decoding.schema_document import Document, Node
 
 _MOST_PLACES = 64  # of an array are looked at
 _MOST_STEPS = 20_000
+_STEPS_OF_PATTERNS = 100  # what patterns cost to tell apart
+_RECURSION = 3  # times that a reference is followed within itself
 
 
 def same_value(value: Any) -> object:
@@ -36,11 +38,13 @@ class Proofs:
         self._cases = Cases(document, lambda node: None)
         self._steps = 0
         self._known: set[str] = set()
+        self._members: dict[tuple[str, str], frozenset[object]] = {}
 
     def check_one_of(self, node: Node) -> None:
         """Refuse `oneOf` unless its branches are shown to have no value in common."""
         if node.pointer in self._known:
             return
+        node = _afresh(node)
         beside = {k: x for k, x in node.value.items() if k != "oneOf"}
         base = node._replace(value=beside)
         branches = node.children("oneOf")
@@ -56,17 +60,20 @@ class Proofs:
 
     def apart(self, one: Conjunction, other: Conjunction) -> bool:
         """Say whether it can be shown that no value satisfies both."""
-        self._steps += 1
-        if self._steps > _MOST_STEPS:
-            raise ConstraintError(
-                "the branches of `oneOf` must be told apart in at most "
-                f"{_MOST_STEPS:,} steps; this schema takes more. Use `anyOf`."
-            )
+        self._count(1)
         try:
             firsts, seconds = (self._cases.of(nodes, exact=True) for nodes in (one, other))
             return all(self._cases_apart(x, y) for x in firsts for y in seconds)
         except Unknown:
             return False
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MOST_STEPS:
+            raise ConstraintError(
+                "the branches of `oneOf` must be told apart in at most "
+                f"{_MOST_STEPS:,} steps; this schema takes more. Use `anyOf`."
+            )
 
     def _cases_apart(self, one: Case, other: Case) -> bool:
         both = Case(one.nodes + other.nodes)
@@ -78,7 +85,7 @@ class Proofs:
             "boolean": lambda: False,
             "integer": lambda: _no_numbers(both),
             "number": lambda: _no_numbers(both),
-            "string": lambda: _no_strings(both),
+            "string": lambda: self._no_strings(both),
             "array": lambda: _no_sizes(both, "Items") or self._some_item_apart(one, other),
             "object": lambda: _no_sizes(both, "Properties") or self._some_member_apart(one, other),
         }
@@ -95,12 +102,15 @@ class Proofs:
 
     def satisfies(self, case: Case, value: Any) -> bool | None:
         """Say whether a value satisfies a case; None where that cannot be told."""
-        return _all(self._judgements(case, value))
+        afresh = Case(tuple(_afresh(node) for node in case.nodes))
+        return _all(self._judgements(afresh, value))
 
     def _judgements(self, case: Case, value: Any) -> Iterable[bool | None]:
         yield _type_of(value) in case.types(narrow=False)
-        for values in case.all("enum") + [[value] for value in case.all("const")]:
-            yield same_value(value) in map(same_value, values)
+        for node in case.nodes:
+            for keyword in ("enum", "const"):
+                if keyword in node.value:
+                    yield same_value(value) in self._values_of(node, keyword)
         if isinstance(value, str):
             yield from _judge_string(case, value)
         elif isinstance(value, list):
@@ -118,6 +128,23 @@ class Proofs:
             yield high is None or (value < high.value if high.excluded else value <= high.value)
             yield (value == int(value) and int(value) % case.step() == 0) or case.step() == 1
 
+    def _values_of(self, node: Node, keyword: str) -> frozenset[object]:
+        key = (node.pointer, keyword)
+        if key not in self._members:
+            value = node.value[keyword]
+            self._members[key] = frozenset(map(same_value, value if keyword == "enum" else [value]))
+        return self._members[key]
+
+    def _no_strings(self, case: Case) -> bool:
+        least, most = case.sizes("Length")
+        if most is not None and least > most:
+            return True
+        patterns = tuple(dict.fromkeys(case.all("pattern")))
+        if not patterns:
+            return False
+        self._count(_STEPS_OF_PATTERNS)
+        return strings(least, most, patterns, wide=True).is_empty
+
     def _any_case(self, conjunction: Conjunction, value: Any) -> bool | None:
         try:
             found = [
@@ -126,6 +153,11 @@ class Proofs:
         except Unknown:
             return None
         return True if True in found else None if None in found else False
+
+
+def _afresh(node: Node) -> Node:
+    """Forget which references led here: what is shown holds wherever the schema stands."""
+    return node._replace(open=frozenset(), left=_RECURSION)
 
 
 def _all(judgements: Iterable[bool | None]) -> bool | None:
@@ -163,14 +195,6 @@ def _no_numbers(case: Case) -> bool:
     if low is None or high is None:
         return False
     return low.value > high.value or (low.value == high.value and (low.excluded or high.excluded))
-
-
-def _no_strings(case: Case) -> bool:
-    least, most = case.sizes("Length")
-    if most is not None and least > most:
-        return True
-    patterns = tuple(dict.fromkeys(case.all("pattern")))
-    return bool(patterns) and strings(least, most, patterns, wide=True).is_empty
 
 
 def _no_sizes(case: Case, what: str) -> bool:

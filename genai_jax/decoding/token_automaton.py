@@ -44,7 +44,8 @@ class TokenAutomaton(NamedTuple):
     Every state is reached, and can still accept, by tokens alone.
 
     Attributes:
-        classes: The class of each token; in the order of the first token of each.
+        classes: The class of each id of the tokenizer, numbered by the first id of each; a model
+            that has more ids must not draw those.
         successors: The state after a token of a class; -1 where it is not allowed.
         distance: Fewest tokens from a state to an accepting one; 0 where the text may end.
         start: The first state.

@@ -6,6 +6,7 @@ can go out again to the last bit; whatever a family computes otherwise is comput
 
 import dataclasses
 import functools
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from genai_jax.interop.origin import Origin
 from genai_jax.interop.safetensors import DTYPES
 from genai_jax.interop.settings import ConfigError, Settings
 from genai_jax.interop.tensor_names import HEAD, Slot, find_prefix, slots_of
+from genai_jax.interop.text_part import TextPart, describe_text_part, has_text_part
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import Dtype, TransformerConfig
 from genai_jax.paths import map_named
@@ -56,7 +58,9 @@ def read_config(raw: dict[str, Any]) -> tuple[Family, TransformerConfig]:
     return family, family.read(Settings(raw, family.defaults))
 
 
-def _check_tensors(folder: CheckpointFolder, slots: list[Slot], buffers: tuple[str, ...]) -> None:
+def _check_tensors(
+    folder: CheckpointFolder | TextPart, slots: list[Slot], buffers: tuple[str, ...]
+) -> None:
     """Check that a folder has the tensors of a model, of the right shapes, and no others."""
     entries = folder.entries
     wanted = {slot.theirs: slot.their_shape for slot in slots}
@@ -106,9 +110,12 @@ class PretrainedFolder:
                 what they should be.
             SafetensorsError: If a file is damaged.
         """
-        self._folder = CheckpointFolder(folder)
+        self._folder: CheckpointFolder | TextPart = CheckpointFolder(folder)
         path = inside(self._folder.path, CONFIG)
-        raw = read_json(path)
+        raw, text = read_json(path), read_text(path)
+        if has_text_part(raw):
+            self._folder, text = TextPart(self._folder), describe_text_part(raw)
+            raw = json.loads(text)
         self.family, self.config = read_config(raw)
         if self.config.num_layers > len(self._folder.entries):
             raise CheckpointError(
@@ -128,7 +135,7 @@ class PretrainedFolder:
             for name, entry in self._folder.entries.items()
             if not name.endswith(self.family.buffers)
         }
-        self.origin = Origin(self._folder.path, read_text(path), prefix, dtypes, layout)
+        self.origin = Origin(self._folder.path, text, prefix, dtypes, layout)
 
     def _check_head(self) -> None:
         """Check that a head that stands beside a tied embedding is the same."""

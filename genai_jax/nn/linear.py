@@ -10,6 +10,8 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from genai_jax.nn.quantized import multiply_quantized, quantize_kernel
+
 # Scale of the variance of kernels that end a branch: what DDPM has in place of zero.
 ALMOST_ZERO = 1e-10
 
@@ -18,7 +20,9 @@ class Linear(nnx.Module):
     r"""Affine map $y = xW + b$ from `in_shape` to `out_shape`, which may have several axes each.
 
     Attributes:
-        kernel: $W$, of shape `(*in_shape, *out_shape)`.
+        kernel: $W$, of shape `(*in_shape, *out_shape)`; of 8-bit integers where there are steps.
+        steps: What each output's column of the kernel is to be multiplied by, of shape `out_shape`;
+            None where the kernel is of floating-point numbers.
         bias: $b$, of shape `out_shape`, or None.
     """
 
@@ -40,6 +44,7 @@ class Linear(nnx.Module):
         else:
             kernel = init_std * jax.random.normal(key, shape, jnp.float32)
         self.kernel = nnx.Param(kernel.astype(param_dtype))
+        self.steps: nnx.Param | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(out_shape, param_dtype)) if use_bias else None
         self.in_shape = in_shape
         self.out_shape = out_shape
@@ -47,14 +52,33 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Contract the trailing `in_shape` axes of `x`; computes in the dtype of `x`."""
         batch_shape = x.shape[: x.ndim - len(self.in_shape)]
-        kernel = self.kernel[...].astype(x.dtype)
         # One plain matrix product over flattened tokens: weight gradients that contract two batch
         # axes are slow on CPU (benchmarks/README.md).
         rows = x.reshape(-1, math.prod(self.in_shape))
-        y = _multiply(rows, kernel.reshape(rows.shape[-1], -1))
+        kernel = self.kernel[...].reshape(rows.shape[-1], -1)
+        if self.steps is None:
+            y = _multiply(rows, kernel.astype(x.dtype))
+        else:
+            y = multiply_quantized(rows, kernel, self.steps[...].reshape(-1))
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype).reshape(-1)
         return y.reshape(*batch_shape, *self.out_shape)
+
+
+def quantize_linears(model: nnx.Module) -> Any:
+    """Copy a model with kernels of 8-bit integers, for inference; tables and norms stay.
+
+    Args:
+        model: Any; its layers may be stacked.
+    """
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Linear) and module.steps is None:
+            whole, steps = quantize_kernel(
+                module.kernel[...], len(module.in_shape), len(module.out_shape)
+            )
+            module.kernel, module.steps = nnx.Param(whole), nnx.Param(steps)
+    return model
 
 
 def scaled_std(fan_in: int, fan_out: int, scale: float = 1.0) -> float:

@@ -20,7 +20,8 @@ from genai_jax.data.fill_in_the_middle import (
 )
 from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.text import TextConfig, load_text
-from genai_jax.data.tokenizers import ByteTokenizer, train_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import ByteTokenizer
 
 TEXT = "def area(width, height):\n    return width * height  # Größe\n"
 MADE = {

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from genai_jax.data.corpora import read_documents
 from genai_jax.data.saved_tokenizers import load_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
 from genai_jax.data.tokenizers import (
     ByteTokenizer,
     CharacterTokenizer,
     SubwordTokenizer,
     Tokenizer,
-    train_tokenizer,
 )
 
 CODE = [
@@ -140,9 +140,9 @@ def test_unknown_characters_are_named():
 def test_long_texts_are_sampled_by_their_content(monkeypatch):
     """Only the sample is trained on, and it does not depend on the order of the documents."""
     monkeypatch.setattr(
-        "genai_jax.data.tokenizers._TRAINING_CHARACTERS", {"bpe": 40, "unigram": 40}
+        "genai_jax.data.tokenizer_training._TRAINING_CHARACTERS", {"bpe": 40, "unigram": 40}
     )
-    monkeypatch.setattr("genai_jax.data.tokenizers._SENTENCE_CHARACTERS", 100)
+    monkeypatch.setattr("genai_jax.data.tokenizer_training._SENTENCE_CHARACTERS", 100)
     forward = train_tokenizer("bpe", CODE, 400)
     backward = train_tokenizer("bpe", CODE[::-1], 400)
     assert isinstance(forward, SubwordTokenizer)

@@ -116,7 +116,7 @@ def test_sharing_prefixes_changes_no_bit(kind, request):
 @pytest.mark.parametrize("kind", ["model", "full_model"])
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(0.6), SamplingConfig(0.3, top_p=0.9)])
 def test_looking_ahead_changes_no_token(kind, sampling, request):
-    """Switched on or off at the same width, to the last bit; and the tokens are those of width 1."""
+    """Switched on or off at one width, to the last bit; and the tokens are those of width 1."""
     model = request.getfixturevalue(kind)
     pattern = [3, 1, 4, 1, 5, 9, 2, 6] * 2
     prompts = [pattern, [7, 7, 7, 7], [11, 12, 13]]
@@ -199,6 +199,33 @@ def test_constraints_that_cannot_be_met_are_refused(model):
         engine.submit(Request([3], max_tokens=1, automaton=COUNT))
     with pytest.raises(ValueError, match="must not be given where the text is constrained"):
         engine.submit(Request([3], SamplingConfig(forbidden=(1,)), automaton=COUNT))
+
+
+def test_an_automaton_that_no_table_holds_is_refused_at_once(model, monkeypatch):
+    monkeypatch.setattr("genai_jax.decoding.tables._SIZES", (14,))
+    engine = Engine(model, **SHAPE)
+    with pytest.raises(ValueError, match="3 states and 3 classes"):
+        engine.submit(Request([3], automaton=COUNT))
+
+
+def test_requests_wait_where_their_automata_do_not_fit_together(model, monkeypatch):
+    monkeypatch.setattr("genai_jax.decoding.tables._SIZES", (15,))
+    other = COUNT._replace(start=1)  # another one, and not the same table
+    requests = [Request([3], WARM, 9, seed=i, automaton=(COUNT, other)[i % 2]) for i in range(4)]
+    ones = [result.tokens.tolist().count(1) for result in Engine(model, **SHAPE).run(requests)]
+    assert ones == [2, 1, 2, 1]
+
+
+def test_memory_of_reading_a_prompt_is_linear_in_its_length(model):
+    """The compiler's own count of temporary memory: no scores of all tokens with all others."""
+    sizes = {}
+    for length in (2048, 8192):
+        longer = LanguageModel(dataclasses.replace(FULL, max_length=length), jax.random.key(0))
+        cache = longer.init_cache(1, length)
+        part, start = np.zeros((1, 64), np.int32), np.int32(0)
+        lowered = prefill.lower(longer, cache, part, start, np.array([length], np.int32))
+        sizes[length] = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert sizes[8192] < 4.5 * sizes[2048]
 
 
 def test_alternatives_are_the_likeliest(model):

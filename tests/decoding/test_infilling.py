@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from genai_jax.data.fill_in_the_middle import SENTINELS, Parts, arrange, find_sentinels
-from genai_jax.data.tokenizers import ByteTokenizer, train_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.decoding.infilling import infill_end_ids, infill_prompt
 
 TOKENIZER = ByteTokenizer(specials=SENTINELS)

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genai_jax.decoding.automata import ConstraintError
@@ -64,6 +64,8 @@ def test_integers_of_a_range(lower, upper, step):
 
 
 @given(BOUNDS, BOUNDS, st.integers(0, 2**32))
+@example(None, Bound(-1e308, False), 0)
+@example(Bound(1e308, True), None, 0)
 def test_numbers_of_a_range_stay_there_when_they_are_rounded(lower, upper, seed):
     """Whoever reads a text rounds it to float64, or to an integer if it has no point."""
     dfa = automaton_of(numbers(lower, upper))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from genai_jax.decoding import json_schema
 from genai_jax.decoding.automata import ConstraintError
 from genai_jax.decoding.json_schema import json_schema_automaton
 from genai_jax.decoding.schema_document import ANNOTATIONS, KEYWORDS_OF
@@ -92,6 +93,10 @@ CASES = {
     "none declared": ({"properties": {}}, ["{}"], ['{"a":1}', "1"]),
     "counted": (declared(minProperties=2), ['{"a":1,"b":"x"}', '{"a":1,"b":"x","c":null}'],
                 ['{"b":"x"}']),
+    "counted and required": (declared(required=["b", "a"], minProperties=2),
+                             ['{"a":1,"b":"x"}', '{"a":1,"b":"x","c":null}'], ['{"b":"x"}']),
+    "at least one": ({"properties": {"a": {"const": 1}, "b": {"const": 2}}, "minProperties": 1},
+                     ['{"a":1}', '{"b":2}', '{"a":1,"b":2}'], ["{}"]),
     "few": (declared(maxProperties=2), ['{"b":"x"}', '{"a":1,"b":"x"}'],
             ['{"a":1,"b":"x","c":null}']),
     "exactly": (declared(minProperties=3, maxProperties=3), ['{"a":1,"b":"x","c":null}'],
@@ -240,6 +245,7 @@ REFUSED = {
     "another document": ({"$ref": "http://x.org/s"}, "`\\$ref` must be # or begin with #/"),
     "an anchor": ({"$ref": "#a"}, "`\\$ref` must be # or begin with #/"),
     "nowhere": ({"$ref": "#/$defs/a"}, "there is no '#/\\$defs/a'"),
+    "before the first": ({"allOf": [True], "$ref": "#/allOf/-1"}, "there is no '#/allOf/-1'"),
     "no place": ({"enum": [1], "$ref": "#/enum/0"}, "'#/enum/0' is none"),
     "an id inside": ({"items": {"$id": "x"}}, "`\\$id` may be at the root alone"),
     "one of two": ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "those at 0 and 1 may have"),
@@ -299,7 +305,10 @@ def chained(count):
         (chained(2000), "nested at most 100 deep"),
         ("[" * 100_000, "nested at most 100 deep|must be JSON"),
         ('{"items":' * 100_000, "nested at most 100 deep|must be JSON"),
-        ({"enum": [0] * 100_001}, "at most 100,000 values"),
+        ({"enum": [0] * 500_001}, "at most 500,000 values and characters"),
+        ({"const": "x" * 499_000}, "100,000 parts"),
+        ({"x" * 500_001: True}, "at most 500,000 values and characters"),
+        ({"title": "x" * 500_001}, "at most 500,000 values and characters"),
         (definitions(300, lambda i: to(i + 1) if i < 299 else {}), "nested at most 40 deep"),
         # Twice the next one, each: 2⁴⁰ values when written out.
         (
@@ -309,7 +318,6 @@ def chained(count):
             ),
             "100,000 parts",
         ),
-        (definitions(8, lambda i: to(*range(8))), "at most 2,000 of them"),
         (
             definitions(400, lambda i: {"allOf": [{"$ref": f"#/$defs/d{(i + 1) % 400}"}]}),
             "generated",
@@ -324,6 +332,23 @@ def chained(count):
 def test_what_is_too_large_is_refused_before_it_is_built(schema, rule):
     with pytest.raises(ConstraintError, match=rule):
         json_schema_automaton(schema)
+
+
+def test_strings_are_refused_where_they_are_too_much_together(monkeypatch):
+    monkeypatch.setattr(json_schema, "_MOST_STATES", 200)
+    long = {f"p{i}": {"type": "string", "maxLength": 5 + i} for i in range(3)}
+    with pytest.raises(ConstraintError, match=r"at #/properties/p2 .*at most 200 states in all"):
+        json_schema_automaton({"properties": long})
+    monkeypatch.setattr(json_schema, "_MOST_STATES", 10)
+    with pytest.raises(ConstraintError, match="at most 10 states in all"):
+        json_schema_automaton({"items": True})
+
+
+def test_references_that_lead_to_too_many_values_are_refused(monkeypatch):
+    """Each definition refers to all, so that paths through them are many."""
+    monkeypatch.setattr(json_schema, "_MOST_VALUES", 300)
+    with pytest.raises(ConstraintError, match="at most 300 of them"):
+        json_schema_automaton(definitions(8, lambda i: to(*range(8))))
 
 
 @pytest.mark.parametrize("depth", [0, -1, 33, True])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_jax.data.tokenizers import ByteTokenizer, train_tokenizer
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.evaluation.scoring import (
     Query,
     _score_batch,
