@@ -1,7 +1,8 @@
 """From the bodies of OpenAI's `completions` and `chat/completions` to what the engine is asked.
 
-Pure, and without a web server. Fields are OpenAI's, and a few of vLLM's: `top_k`, `min_p`,
-`typical_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `guided_regex`, `overflow`.
+Pure, and without a web server. Fields are OpenAI's, a few of vLLM's (`top_k`, `min_p`, `typical_p`,
+`repetition_penalty`, `min_tokens`, `stop_token_ids`, `guided_regex`), and `overflow`: what happens
+where a text exceeds the context, as the engine has it; by default it is refused, as OpenAI does.
 """
 
 import dataclasses
@@ -69,8 +70,8 @@ _MOST_LOGPROBS = {"completion": 5, "chat": 20}
 def read_request(kind: Kind, body: Any, served: Served, limits: Limits) -> Asked:
     """Read what a client asks for.
 
-    A text's seed is `seed` plus its number among the texts of its prompt: where only the seed is
-    given and nothing else changes, so are the texts, whatever else the server does.
+    The i-th of the `n` texts of a prompt has the seed `seed + i`: the same request with the same
+    seed gives the same texts, alone or beside others, whatever other prompts it has.
 
     Args:
         kind: Which of the two endpoints it was sent to.
