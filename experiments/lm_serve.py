@@ -1,8 +1,10 @@
 """Answers over HTTP with a language model, in the protocol of OpenAI's API."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -103,8 +105,8 @@ def make_service(config: ServeConfig, found: TextModel) -> Service:
     return Service(served, worker, limits, config.api_key)
 
 
-def describe(service: Service, url: str, config: ServeConfig) -> str:
-    """Say where it is, and how to ask it something."""
+def describe(service: Service, url: str, config: ServeConfig) -> None:
+    """Print where it is, and how to ask it something."""
     served = service.served
     body = {"model": served.name, "prompt": "def ", "max_tokens": 40}
     path = "/v1/completions"
@@ -112,10 +114,9 @@ def describe(service: Service, url: str, config: ServeConfig) -> str:
         path = "/v1/chat/completions"
         body = {"model": served.name, "messages": [{"role": "user", "content": "Hello"}]}
     key = " -H 'Authorization: Bearer KEY'" if config.api_key else ""
-    return (
-        f"{served.name} at {url}/v1, {config.rows} rows of {served.context} tokens; Ctrl-C ends\n"
-        f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-    )
+    print(f"{served.name} at {url}/v1, {config.rows} rows of {served.context} tokens; Ctrl-C ends")
+    data = shlex.quote(json.dumps(body))
+    print(f"curl {url}{path}{key} -H 'Content-Type: application/json' -d {data}", flush=True)
 
 
 def check_chat(found: TextModel) -> None:
@@ -138,16 +139,14 @@ def main() -> int:
     presets = {"serve": ("a model", ServeConfig())}
     config = parse_command_line(presets, description=__doc__ or "")
     try:
-        bound = bind(config.host, config.port)
-        url = url_of(bound)
-        found = load_text_model(config.model, config.ema_sigma_rel)
-        print(found.about, file=sys.stderr)
-        check_chat(found)
-        service = make_service(config, found)
-        server = make_server(
-            service, ready=lambda: print(describe(service, url, config), flush=True)
-        )
-        server.run(sockets=[bound])
+        with contextlib.closing(bind(config.host, config.port)) as bound:
+            url = url_of(bound)
+            found = load_text_model(config.model, config.ema_sigma_rel)
+            print(found.about, file=sys.stderr)
+            check_chat(found)
+            service = make_service(config, found)
+            ready = functools.partial(describe, service, url, config)
+            make_server(service, ready).run(sockets=[bound])
     except KeyboardInterrupt:
         return 130
     except (RunError, ValueError, OSError, ModuleNotFoundError) as error:

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import hmac
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -174,7 +175,7 @@ class Endpoint:
     async def _answer(self, body: bytes, reply: "_Reply") -> None:
         service = self._service
         asked = await service.read(self._kind, body)
-        inbox = Inbox(service.limits.unread)
+        inbox = Inbox(service.limits.unread if asked.stream else math.inf)
         job = Job(asked, inbox.put)
         inbox.when_full = lambda: service.worker.cancel(job)
         service.worker.submit(job)
@@ -202,11 +203,11 @@ class Inbox:
         when_full: Is called when more waits than may.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: float) -> None:
         """Begin empty, in the running loop.
 
         Args:
-            most: Events that may wait.
+            most: Events that may wait; where the loop itself is who reads, any number.
         """
         self.when_full: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()

@@ -1,7 +1,8 @@
 """From the bodies of OpenAI's `completions` and `chat/completions` to what the engine is asked.
 
-Pure, and without a web server. Fields are OpenAI's, and a few of vLLM's: `top_k`, `min_p`,
-`typical_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `guided_regex`, `overflow`.
+Pure, and without a web server. Fields are OpenAI's, a few of vLLM's (`top_k`, `min_p`, `typical_p`,
+`repetition_penalty`, `min_tokens`, `stop_token_ids`, `guided_regex`), and `overflow`: what happens
+where a text exceeds the context, as the engine has it; by default it is refused, as OpenAI does.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import numpy as np
 
 from genai_jax.decoding.requests import MOST_STOPS, ContextError, Request, check_request
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.tables import Constraint, fit_together
 from genai_jax.decoding.text import prompt_tokens
 from genai_jax.decoding.token_automaton import TokenAutomaton
 from genai_jax.serving.asked import Asked, Kind, Limits, Served
@@ -49,12 +49,9 @@ _UNSUPPORTED: Mapping[Kind, Mapping[str, tuple[Any, ...]]] = {
         "modalities": (["text"],),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        **dict.fromkeys(
-            ("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), ()
-        ),
-        **dict.fromkeys(
-            ("metadata", "moderation", "prompt_cache_options", "prompt_cache_retention"), ()
-        ),
+        **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity"), ()),
+        **dict.fromkeys(("web_search_options", "metadata", "moderation"), ()),
+        **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention"), ()),
     },
 }
 _OVERFLOWS = ("error", "stop", "truncate", "roll")
@@ -73,8 +70,8 @@ _MOST_LOGPROBS = {"completion": 5, "chat": 20}
 def read_request(kind: Kind, body: Any, served: Served, limits: Limits) -> Asked:
     """Read what a client asks for.
 
-    A text's seed is `seed` plus its number among the texts of its prompt: where only the seed is
-    given and nothing else changes, so are the texts, whatever else the server does.
+    The i-th of the `n` texts of a prompt has the seed `seed + i`: the same request with the same
+    seed gives the same texts, alone or beside others, whatever other prompts it has.
 
     Args:
         kind: Which of the two endpoints it was sent to.
@@ -361,14 +358,7 @@ def _check(request: Request, field: str, served: Served) -> None:
         raise ApiError(str(error), param=field, code="context_length_exceeded") from error
     except ValueError as error:
         raise ApiError(str(error)) from error
-    if automaton is None:
-        return
-    if not fit_together([Constraint(automaton, request.stop_ids)]):
-        raise ApiError(
-            "what a text is held to must be simpler; its automaton is too large to be followed.",
-            code="bad_constraint",
-        )
-    if (automaton.successors[automaton.start] < 0).all():
+    if automaton is not None and (automaton.successors[automaton.start] < 0).all():
         raise ApiError(
             "what a text is held to must have a text that is not empty.", code="bad_constraint"
         )
