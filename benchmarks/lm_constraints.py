@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from genai_jax.decoding.constraints import compile_json_schema
+from genai_jax.constraints.languages import compile_json_schema
 from genai_jax.decoding.engine import Engine
 from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig

@@ -402,7 +402,7 @@ assert shorter == "".join(parts).split(stop)[0]
 # %%
 import re
 
-from genai_jax.decoding.constraints import compile_json_schema, compile_regex
+from genai_jax.constraints.languages import compile_json_schema, compile_regex
 from genai_jax.decoding.generate import generate
 
 pattern = r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])( by [A-Z][a-z]{2,8})?"

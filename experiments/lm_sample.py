@@ -10,8 +10,8 @@ from typing import Literal
 import tyro
 
 from genai_jax.command_line import parse_command_line
+from genai_jax.constraints.languages import compile_json_schema, compile_regex
 from genai_jax.decoding.beam import beam_search
-from genai_jax.decoding.constraints import compile_json_schema, compile_regex
 from genai_jax.decoding.conversation import Conversation
 from genai_jax.decoding.engine import Engine
 from genai_jax.decoding.generate import fitting_engine

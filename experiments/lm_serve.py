@@ -13,9 +13,9 @@ import jax
 
 import genai_jax
 from genai_jax.command_line import parse_command_line
+from genai_jax.constraints.languages import compile_json_schema, compile_regex
 from genai_jax.data.chat_templates import ChatTemplateError
 from genai_jax.data.tokenizers import digest_of
-from genai_jax.decoding.constraints import compile_json_schema, compile_regex
 from genai_jax.decoding.engine import Engine
 from genai_jax.evaluation.text_runs import TextModel, load_text_model
 from genai_jax.serving.app import bind, make_server, url_of

@@ -21,7 +21,7 @@ LAYERS = (
     {"types"},
     {"paths", "command_line"},
     {"parallel"},
-    {"data", "nn", "diffusion"},
+    {"data", "nn", "diffusion", "constraints"},
     {"models"},
     {"objectives", "decoding", "interop"},
     {"training"},

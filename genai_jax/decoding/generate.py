@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.engine import Engine, Generated
 from genai_jax.decoding.loop import DecodingModel
 from genai_jax.decoding.requests import (
@@ -16,7 +17,6 @@ from genai_jax.decoding.requests import (
     most_drawn,
 )
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.token_automaton import TokenAutomaton
 
 
 def generate(

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
+from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.tables import Constraint, fit_together
-from genai_jax.decoding.token_automaton import TokenAutomaton
 
 Tokens = Sequence[int] | np.ndarray
 Overflow = Literal["truncate", "stop", "roll", "error"]
@@ -111,9 +111,11 @@ def _check_sampling(request: Request, vocab_size: int) -> None:
     wrong = [token for token in sampling.ids if not 0 <= token < vocab_size]
     if wrong:
         raise ValueError(f"ids must be from 0 to {vocab_size - 1}; got {wrong[:5]}.")
-    if len(sampling.excluded) >= vocab_size:
+    early = set(request.stop_ids) if sampling.min_tokens else set()
+    if len(sampling.excluded | early) >= vocab_size:
         raise ValueError(
-            f"some id must be left to draw; `forbidden` and `logit_bias` exclude all {vocab_size}."
+            "some id must be left to draw; `forbidden`, `logit_bias` and, before `min_tokens`, "
+            f"`stop_ids` exclude all {vocab_size}."
         )
 
 
@@ -150,6 +152,11 @@ def _check_automaton(request: Request, automaton: TokenAutomaton, context: int) 
         raise ValueError(
             f"an automaton must fit into the tables of the device; got {states:,} states and "
             f"{classes:,} classes of tokens. Simplify the schema or the regular expression."
+        )
+    if not request.stop_ids and (automaton.successors[automaton.start] < 0).all():
+        raise ValueError(
+            "a constrained text must have a token; this schema or regular expression has the empty "
+            "text alone."
         )
     room = most_drawn(request, context)
     least = int(automaton.distance[automaton.start])

@@ -135,7 +135,9 @@ def empty_rows(row: Rows, cache: PyTree, count: int) -> Rows:
     rows = jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), row._replace(cache=None)
     )
-    return rows._replace(cache=cache, ended=jnp.ones(count, bool), state=jnp.full(count, FREE))
+    return rows._replace(
+        cache=cache, ended=jnp.ones(count, bool), state=jnp.full(count, FREE, jnp.int32)
+    )
 
 
 def put_row(rows: Rows, row: Rows, place: Int[Any, ""]) -> Rows:

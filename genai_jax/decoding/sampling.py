@@ -198,7 +198,9 @@ def draw_tokens(
         filters: Of the rows.
     """
     heat = temperature[:, None]
-    scaled = logits.astype(jnp.float32) / jnp.where(heat > 0, heat, 1)
+    wide = logits.astype(jnp.float32)
+    # Below the highest, so that no temperature, however small, makes it infinite.
+    scaled = (wide - wide.max(-1, keepdims=True)) / jnp.where(heat > 0, heat, 1)
     kept = jnp.where(kept_tokens(scaled, filters), scaled, -jnp.inf)
     log_p = jax.nn.log_softmax(kept, axis=-1)
     cumulative = jnp.cumsum(jnp.exp(log_p), axis=-1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from genai_jax.decoding.token_automaton import TokenAutomaton
+from genai_jax.constraints.token_automaton import TokenAutomaton
 
 _SIZES = (1 << 20, 1 << 22, 1 << 24)
 FREE = -1

@@ -6,9 +6,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.requests import Request
-from genai_jax.decoding.token_automaton import TokenAutomaton
 
 Kind = Literal["completion", "chat"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.requests import MOST_STOPS, ContextError, Request, check_request
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import prompt_tokens
-from genai_jax.decoding.token_automaton import TokenAutomaton
 from genai_jax.serving.asked import Asked, Kind, Limits, Served
 from genai_jax.serving.errors import ApiError
 from genai_jax.serving.fields import Fields, is_integer, is_number, is_text, show

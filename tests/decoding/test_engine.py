@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.engine import Engine
 from genai_jax.decoding.loop import advance, place_row, prefill
 from genai_jax.decoding.requests import ContextError, Request
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.token_automaton import TokenAutomaton
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 

@@ -6,8 +6,8 @@ import threading
 import jax
 import numpy as np
 
+from genai_jax.constraints.languages import compile_json_schema, compile_regex
 from genai_jax.data.tokenizers import ByteTokenizer
-from genai_jax.decoding.constraints import compile_json_schema, compile_regex
 from genai_jax.decoding.engine import Engine
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from genai_jax.decoding.automata import Arrows, ConstraintError, Dfa
+from genai_jax.constraints.automata import Arrows, ConstraintError, Dfa
 
 MOST_ENTRIES = 1 << 24
 """Most entries of a table from states and classes to states."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_jax.decoding.automata import (
+from genai_jax.constraints.automata import (
     MOST_STATES,
     ConstraintError,
     byte_set,
@@ -14,7 +14,7 @@ from genai_jax.decoding.automata import (
     explore,
     intersection,
 )
-from tests.decoding.any_automaton import LETTERS, automata, made, runs
+from tests.constraints.any_automaton import LETTERS, automata, made, runs
 
 WORDS = [bytes(word) for n in range(8) for word in itertools.product(LETTERS, repeat=n)]
 

@@ -29,8 +29,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from genai_jax.decoding.automata import MOST_STATES, ConstraintError, Dfa
-from genai_jax.decoding.byte_expressions import (
+from genai_jax.constraints.automata import MOST_STATES, ConstraintError, Dfa
+from genai_jax.constraints.byte_expressions import (
     EMPTY,
     MOST_PARTS,
     NEVER,
@@ -44,11 +44,11 @@ from genai_jax.decoding.byte_expressions import (
     repeat,
     sequence,
 )
-from genai_jax.decoding.json_numbers import integers, numbers
-from genai_jax.decoding.json_strings import inside, strings, strings_but
-from genai_jax.decoding.schema_cases import Case, Cases, Conjunction
-from genai_jax.decoding.schema_document import Document, SchemaLike, schema_text
-from genai_jax.decoding.schema_proofs import Proofs
+from genai_jax.constraints.json_numbers import integers, numbers
+from genai_jax.constraints.json_strings import inside, strings, strings_but
+from genai_jax.constraints.schema_cases import Case, Cases, Conjunction
+from genai_jax.constraints.schema_document import Document, SchemaLike, schema_text
+from genai_jax.constraints.schema_proofs import Proofs
 
 MOST_DEPTH = 32
 """Most depth of recursion."""

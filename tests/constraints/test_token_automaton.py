@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_jax.decoding import token_automaton as module
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.byte_expressions import automaton_of, byte_range, literal, repeat, sequence
-from genai_jax.decoding.token_automaton import PieceTrie, token_automaton
-from tests.decoding.any_automaton import automata, made
+from genai_jax.constraints import token_automaton as module
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.byte_expressions import (
+    automaton_of,
+    byte_range,
+    literal,
+    repeat,
+    sequence,
+)
+from genai_jax.constraints.token_automaton import PieceTrie, token_automaton
+from tests.constraints.any_automaton import automata, made
 
 PIECES = st.lists(st.binary(max_size=4).map(lambda x: bytes(b"ab"[y % 2] for y in x)), max_size=9)
 

@@ -7,11 +7,11 @@ import functools
 import zlib
 from typing import NamedTuple
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_schema import json_schema_automaton
-from genai_jax.decoding.regular_expressions import full_match
-from genai_jax.decoding.schema_document import SchemaLike, schema_text
-from genai_jax.decoding.token_automaton import (
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_schema import json_schema_automaton
+from genai_jax.constraints.regular_expressions import full_match
+from genai_jax.constraints.schema_document import SchemaLike, schema_text
+from genai_jax.constraints.token_automaton import (
     PieceTokenizer,
     PieceTrie,
     TokenAutomaton,

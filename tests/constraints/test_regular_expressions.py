@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.regular_expressions import ecma_set, full_match, python_set
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.regular_expressions import ecma_set, full_match, python_set
 
 LETTERS = "ab0_ \n-é\u2028🙂"
 WORDS = ["".join(word) for n in range(4) for word in itertools.product(LETTERS, repeat=n)]

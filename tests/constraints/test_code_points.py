@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_jax.decoding.byte_expressions import automaton_of
-from genai_jax.decoding.code_points import (
+from genai_jax.constraints.byte_expressions import automaton_of
+from genai_jax.constraints.code_points import (
     ALL,
     characters,
     complement,

@@ -6,11 +6,11 @@ import jsonschema
 import numpy as np
 import pytest
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.schema_cases import Cases
-from genai_jax.decoding.schema_document import Document, schema_text
-from genai_jax.decoding.schema_proofs import Proofs, same_value
-from tests.decoding.random_schemas import random_schema, recursive
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.schema_cases import Cases
+from genai_jax.constraints.schema_document import Document, schema_text
+from genai_jax.constraints.schema_proofs import Proofs, same_value
+from tests.constraints.random_schemas import random_schema, recursive
 
 VALIDATOR = jsonschema.Draft202012Validator
 SCALARS = (None, True, 0, 1, 1.0, -7, 2.5, "", "a", "ab", "abc", "é\n", "2024-02-29")

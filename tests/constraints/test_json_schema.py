@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from genai_jax.decoding import json_schema
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_schema import json_schema_automaton
-from genai_jax.decoding.schema_document import ANNOTATIONS, KEYWORDS_OF
-from genai_jax.decoding.token_automaton import PieceTrie, token_automaton
-from tests.decoding.random_schemas import random_schema, recursive
-from tests.decoding.random_walks import Pieces, texts
+from genai_jax.constraints import json_schema
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_schema import json_schema_automaton
+from genai_jax.constraints.schema_document import ANNOTATIONS, KEYWORDS_OF
+from genai_jax.constraints.token_automaton import PieceTrie, token_automaton
+from tests.constraints.random_schemas import random_schema, recursive
+from tests.constraints.random_walks import Pieces, texts
 
 TOKENIZER = Pieces()
 TRIE = PieceTrie(TOKENIZER.pieces, TOKENIZER.vocab_size)

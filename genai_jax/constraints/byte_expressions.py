@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from genai_jax.decoding.automata import (
+from genai_jax.constraints.automata import (
     ConstraintError,
     Dfa,
     Move,

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from genai_jax.decoding.automata import explore
+from genai_jax.constraints.automata import explore
 
 LETTERS = b"ab"
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_jax.decoding import byte_expressions as be
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.byte_expressions import automaton_of
+from genai_jax.constraints import byte_expressions as be
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.byte_expressions import automaton_of
 
 WORDS = [bytes(word) for n in range(6) for word in itertools.product(b"abc", repeat=n)]
 

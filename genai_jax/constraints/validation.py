@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.schema_document import SchemaLike, schema_text
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.schema_document import SchemaLike, schema_text
 
 _MOST_FAULTS = 20
 _SHOWN = 200  # characters of a fault

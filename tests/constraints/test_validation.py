@@ -2,8 +2,8 @@ import builtins
 
 import pytest
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.validation import InvalidTextError, generate_valid, validate
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.validation import InvalidTextError, generate_valid, validate
 
 SCHEMA = {
     "type": "object",

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_formats import FORMATS
-from genai_jax.decoding.json_strings import inside, strings, strings_but
-from tests.decoding.test_regular_expressions import PATTERNS, WORDS, sample
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_formats import FORMATS
+from genai_jax.constraints.json_strings import inside, strings, strings_but
+from tests.constraints.test_regular_expressions import PATTERNS, WORDS, sample
 
 CHECK = jsonschema.Draft202012Validator.FORMAT_CHECKER
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_numbers import MOST_BOUND_DIGITS
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_numbers import MOST_BOUND_DIGITS
 
 SchemaLike = object
 """A schema: a mapping, true or false, or a text that is JSON; whatever else is refused."""

@@ -13,15 +13,15 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
-from genai_jax.decoding.automata import ConstraintError, Dfa
-from genai_jax.decoding.byte_expressions import (
+from genai_jax.constraints.automata import ConstraintError, Dfa
+from genai_jax.constraints.byte_expressions import (
     Expression,
     automaton_of,
     choice,
     repeat,
     sequence,
 )
-from genai_jax.decoding.code_points import (
+from genai_jax.constraints.code_points import (
     ALL,
     Ranges,
     characters,

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import NamedTuple
 
-from genai_jax.decoding.automata import Dfa, explore
-from genai_jax.decoding.byte_expressions import (
+from genai_jax.constraints.automata import Dfa, explore
+from genai_jax.constraints.byte_expressions import (
     NEVER,
     Expression,
     automaton_of,

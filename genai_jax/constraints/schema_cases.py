@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_numbers import Bound
-from genai_jax.decoding.schema_document import (
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_numbers import Bound
+from genai_jax.constraints.schema_document import (
     ANNOTATIONS,
     APPLICATORS,
     KEYWORDS_OF,

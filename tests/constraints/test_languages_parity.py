@@ -15,10 +15,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.constraints import compile_json_schema, compile_regex
-from tests.decoding.random_schemas import random_schema, recursive
-from tests.decoding.random_walks import Pieces, texts, walk
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.languages import compile_json_schema, compile_regex
+from tests.constraints.random_schemas import random_schema, recursive
+from tests.constraints.random_walks import Pieces, texts, walk
 
 if not os.environ.get("GENAI_JAX_PARITY"):  # where it is set, a missing package is a failure
     pytest.importorskip("llguidance", reason="parity needs the extra [structured]")

@@ -7,10 +7,10 @@ also by values that this other branch's automaton would never write; so it is sh
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.json_strings import inside, strings
-from genai_jax.decoding.schema_cases import Case, Cases, Conjunction, Unknown
-from genai_jax.decoding.schema_document import Document, Node
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.json_strings import inside, strings
+from genai_jax.constraints.schema_cases import Case, Cases, Conjunction, Unknown
+from genai_jax.constraints.schema_document import Document, Node
 
 _MOST_PLACES = 64  # of an array are looked at
 _MOST_STEPS = 20_000

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-from genai_jax.data.tokenizer_training import train_tokenizer
-from genai_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
-from genai_jax.decoding import constraints
-from genai_jax.decoding.constraints import (
+from genai_jax.constraints import languages as constraints
+from genai_jax.constraints.languages import (
     JSON_OBJECT,
     ConstraintError,
     PieceTokenizer,
     compile_json_schema,
     compile_regex,
 )
-from tests.decoding.random_walks import Pieces, texts
+from genai_jax.data.tokenizer_training import train_tokenizer
+from genai_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from tests.constraints.random_walks import Pieces, texts
 
 
 def spelt(automaton, ids):

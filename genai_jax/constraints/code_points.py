@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
-from genai_jax.decoding.byte_expressions import (
+from genai_jax.constraints.byte_expressions import (
     Expression,
     Symbol,
     automaton_of,

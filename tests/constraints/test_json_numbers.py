@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genai_jax.decoding.automata import ConstraintError
-from genai_jax.decoding.byte_expressions import automaton_of
-from genai_jax.decoding.json_numbers import Bound, integers, numbers
+from genai_jax.constraints.automata import ConstraintError
+from genai_jax.constraints.byte_expressions import automaton_of
+from genai_jax.constraints.json_numbers import Bound, integers, numbers
 
 EDGES = (0, 1, -1, 0.1, -0.1, 0.3, 1e23, -1e23, 2**53, 2**53 + 1, -(2**53) - 1, 10**25, 1e-7, 1.5)
 EDGES += (

@@ -7,8 +7,8 @@ of strings is one of texts, and lengths count characters.
 import functools
 from collections.abc import Iterable
 
-from genai_jax.decoding.automata import ConstraintError, Dfa, difference, explore, intersection
-from genai_jax.decoding.byte_expressions import (
+from genai_jax.constraints.automata import ConstraintError, Dfa, difference, explore, intersection
+from genai_jax.constraints.byte_expressions import (
     Language,
     Symbol,
     automaton_of,
@@ -18,9 +18,9 @@ from genai_jax.decoding.byte_expressions import (
     repeat,
     sequence,
 )
-from genai_jax.decoding.code_points import ALL, json_string
-from genai_jax.decoding.json_formats import FORMATS
-from genai_jax.decoding.regular_expressions import (
+from genai_jax.constraints.code_points import ALL, json_string
+from genai_jax.constraints.json_formats import FORMATS
+from genai_jax.constraints.regular_expressions import (
     Dialect,
     ascii_set,
     ecma_set,
