@@ -1,10 +1,8 @@
 """Many requests over a few rows: each takes a row when one is free, and leaves it when it ends."""
 
 import collections
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,87 +19,12 @@ from genai_jax.decoding.loop import (
     prefill,
 )
 from genai_jax.decoding.prefixes import Prefixes
-from genai_jax.decoding.requests import (
-    MOST_ALTERNATIVES,
-    Request,
-    check_request,
-    kept_prompt,
-    rolled,
-)
+from genai_jax.decoding.requests import Request, check_request, kept_prompt, owned, rolled
+from genai_jax.decoding.results import Generated, Piece, Reason, join, take_piece
 from genai_jax.decoding.rows import Rows, empty_rows, make_row
-from genai_jax.decoding.tables import Constraint, fit_together, make_tables, walk
+from genai_jax.decoding.tables import fit_together, make_tables, walk
+from genai_jax.decoding.tasks import Task, constraint_of
 from genai_jax.types import PyTree
-
-Reason = Literal["stop", "length", "context", "truncated", "rolled", "cancelled", "broken"]
-
-
-class Piece(NamedTuple):
-    """Tokens of a request, in the order in which they were drawn.
-
-    Attributes:
-        tokens: The tokens, the stop id included where there was one.
-        log_probs: log p(token | all before) of the model itself: before everything else.
-        drawn_log_probs: Logarithm of the probability with which it was drawn: after penalties,
-            constraint, temperature and filters. The difference of the two is what a policy gradient
-            needs to know of the filters.
-        likeliest: The likeliest ids in the place of each, as many as were asked for.
-        their_log_probs: Of the model.
-    """
-
-    tokens: np.ndarray
-    log_probs: np.ndarray
-    drawn_log_probs: np.ndarray
-    likeliest: np.ndarray
-    their_log_probs: np.ndarray
-
-
-class Generated(NamedTuple):
-    """What became of a request.
-
-    Attributes:
-        tokens: As in `Piece`, as are the next four.
-        log_probs: Of the model.
-        drawn_log_probs: With which they were drawn.
-        likeliest: The likeliest ids.
-        their_log_probs: Of the model.
-        reason: Why it ended. `stop`: a stop id, or what nothing can follow in a constrained text.
-            `length`: `max_tokens`. `context`: the model's context is full. `truncated`, `rolled`:
-            one of these two, after tokens were dropped since they exceed the context. `cancelled`:
-            the caller ended it. `broken`: the model's logits are no numbers, or leave nothing to
-            draw.
-        cut: How many tokens were dropped.
-    """
-
-    tokens: np.ndarray
-    log_probs: np.ndarray
-    drawn_log_probs: np.ndarray
-    likeliest: np.ndarray
-    their_log_probs: np.ndarray
-    reason: Reason
-    cut: int
-
-
-@dataclasses.dataclass(eq=False)
-class _Task:
-    """A request under way.
-
-    Attributes:
-        request: What is asked for.
-        on_piece: Is told what comes.
-        pieces: What has come.
-        kept: The tokens in its row when it took it.
-        since: How many tokens were drawn before that.
-    """
-
-    request: Request
-    on_piece: Callable[[Piece], None]
-    pieces: list[Piece]
-    kept: np.ndarray
-    since: int = 0
-
-    def drawn(self) -> np.ndarray:
-        """All tokens that were drawn."""
-        return np.concatenate([np.zeros(0, np.int32), *(piece.tokens for piece in self.pieces)])
 
 
 class Engine:
@@ -166,12 +89,14 @@ class Engine:
         self._slots = -(-self.context // chunk) * chunk + width - 1
         self._quantized = quantized
         self._prefixes = Prefixes(prefixes, chunk, whole=self._forgets())
-        self._tasks: list[_Task | None] = [None] * rows
-        self._tickets: dict[int, _Task] = {}
-        self._queue: collections.deque[_Task] = collections.deque()
+        self._tasks: list[Task | None] = [None] * rows
+        self._tickets: dict[int, Task] = {}
+        self._queue: collections.deque[Task] = collections.deque()
         self._numbers = itertools.count()
         self._tables = jax.device_put(make_tables([None] * rows, self._vocab_size))
         self._rows: Rows | None = None
+        self._ended: dict[int, Generated] = {}  # of which nobody was told yet
+        self._telling = False
 
     def _cache(self, rows: int, more: int = 0) -> PyTree:
         return empty_cache(self._model, rows, self._slots + more, self._width, self._quantized)
@@ -183,8 +108,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request has not ended."""
-        return bool(self._tickets)
+        """Whether a `step` would have something to do, or to tell."""
+        return bool(self._tickets or self._ended)
 
     def submit(
         self, request: Request, on_piece: Callable[[Piece], None] = lambda piece: None
@@ -193,7 +118,8 @@ class Engine:
 
         Args:
             request: What is asked for.
-            on_piece: Is called with its new tokens after every step; may call `cancel`.
+            on_piece: Is called with its new tokens after every step; may call `submit` and
+                `cancel`.
 
         Returns:
             The ticket by which `step` names it.
@@ -202,26 +128,32 @@ class Engine:
             ContextError: If it exceeds the context, and should be refused then.
             ValueError: If it contradicts itself.
         """
+        request = owned(request)
         check_request(request, int(self._known), self.context)
-        task = _Task(request, on_piece, [], kept_prompt(request, self.context))
-        ticket = next(self._numbers)
-        self._tickets[ticket] = task
+        task = Task(next(self._numbers), request, on_piece, kept_prompt(request, self.context))
+        self._tickets[task.ticket] = task
         self._queue.append(task)
-        return ticket
+        return task.ticket
 
     def cancel(self, ticket: int) -> Generated:
         """End a request, and give its row to another one.
 
+        One that has ended, of which no `step` has told yet, is given as it is.
+
         Raises:
-            KeyError: If it has ended, or never was.
+            KeyError: If there is no such request any more, or never was.
         """
+        if ticket in self._ended:
+            return self._ended.pop(ticket)
         task = self._tickets[ticket]
-        if task in self._queue:
-            self._queue.remove(task)
+        task.cancelled = True
         return self._end(task, "cancelled")
 
     def step(self, steps: int = STEPS) -> dict[int, Generated]:
         """Draw the next tokens of all requests that have a row.
+
+        Where it is interrupted, or a callback raises, nothing that was drawn before is lost: what
+        is under way is read again, and the next step tells what has ended.
 
         Args:
             steps: How many for each, about; more than 64 are 64. Rows that have ended wait for
@@ -229,39 +161,28 @@ class Engine:
 
         Returns:
             The requests that have ended, by their tickets.
+
+        Raises:
+            RuntimeError: If it is called by what is told of a piece.
         """
-        self._fill_rows()
-        if self._rows is None:
-            return {}
-        halt = np.array([task is None for task in self._tasks])
-        self._rows, written = advance(
-            self._model,
-            self._rows,
-            self._tables,
-            self._known,
-            halt,
-            np.int32(steps),
-            np.bool_(not self._queue),
-            width=self._width,
-        )
-        found: tuple[Written, np.ndarray, np.ndarray] = jax.device_get(
-            (written, self._rows.ended, self._rows.broken)
-        )
-        ended = {}
-        tickets = {id(task): ticket for ticket, task in self._tickets.items()}
-        for place, task in enumerate(list(self._tasks)):
-            if task is None:
-                continue
-            piece = _piece(found[0], place, task.request.alternatives)
-            task.pieces.append(piece)
-            task.on_piece(piece)
-            if found[1][place] and tickets[id(task)] in self._tickets:
-                reason = self._reason(task, bool(found[2][place]))
-                if reason == "context" and task.request.overflow == "roll":
-                    self._roll(place, task)
-                else:
-                    ended[tickets[id(task)]] = self._end(task, reason)
+        if steps < 1:
+            raise ValueError(f"`steps` must be at least 1; got {steps}.")
+        if self._telling:
+            raise RuntimeError("`step` must not be called by `on_piece`, which it calls itself.")
+        try:
+            self._fill_rows()
+            drawn = self._draw(min(steps, STEPS)) if any(self._tasks) else None
+        except BaseException:
+            self._read_again()
+            raise
+        if drawn is not None:
+            self._tell(self._note(*drawn))
+        ended, self._ended = self._ended, {}
         return ended
+
+    def keep(self, results: Mapping[int, Generated]) -> None:
+        """Have the next `step` return results, since they are not for who has got them."""
+        self._ended |= results
 
     def run(
         self, requests: Sequence[Request], check: Callable[[], None] = lambda: None
@@ -275,6 +196,7 @@ class Engine:
         Raises:
             ValueError: As `submit`, before anything is drawn.
         """
+        requests = [owned(request) for request in requests]
         for request in requests:
             check_request(request, int(self._known), self.context)
         tickets = [self.submit(request) for request in requests]
@@ -284,42 +206,123 @@ class Engine:
                 check()
                 results |= self.step()
         finally:
-            for ticket in set(tickets) & self._tickets.keys():
+            for ticket in set(tickets) & (self._tickets.keys() | self._ended.keys()):
                 self.cancel(ticket)
+            self.keep({n: result for n, result in results.items() if n not in tickets})
         return [results[ticket] for ticket in tickets]
 
-    def _fill_rows(self) -> None:
-        """Give free rows to those who wait."""
+    def _draw(self, steps: int) -> tuple[Written, np.ndarray, np.ndarray]:
+        """Let the device draw; also which rows have ended, and which of them are broken."""
+        halt = np.array([task is None for task in self._tasks])
+        # Given away, until the device's answer is here: an interrupt may come in between.
+        rows, self._rows = self._rows, None
+        rows, written = advance(
+            self._model,
+            rows,
+            self._tables,
+            self._known,
+            halt,
+            np.int32(steps),
+            np.bool_(not self._queue),
+            width=self._width,
+        )
+        found = jax.device_get((written, rows.ended, rows.broken))
+        self._rows = rows
+        return found
+
+    def _note(
+        self, written: Written, ended: np.ndarray, broken: np.ndarray
+    ) -> list[tuple[Task, Piece]]:
+        """Note what was drawn, and let go what has ended; gives what is to be told."""
+        pieces = []
         for place, task in enumerate(self._tasks):
-            if task is None and self._queue and self._fits(self._queue[0]):
-                self._take_row(place, self._queue.popleft())
+            if task is not None:
+                piece = take_piece(written, place, task.request.alternatives)
+                task.pieces.append(piece)
+                pieces.append((task, piece))
+        for place, task in enumerate(list(self._tasks)):
+            if task is not None and ended[place]:
+                reason = self._reason(task, bool(broken[place]))
+                if reason == "context" and task.request.overflow == "roll":
+                    self._wait_again(place, task)
+                else:
+                    self._ended[task.ticket] = self._end(task, reason)
+        return pieces
 
-    def _fits(self, task: _Task) -> bool:
+    def _tell(self, pieces: Sequence[tuple[Task, Piece]]) -> None:
+        """Tell everybody of their tokens, whatever anybody makes of it."""
+        errors = []
+        self._telling = True
+        try:
+            for task, piece in pieces:
+                try:
+                    if not task.cancelled:
+                        task.on_piece(piece)
+                except Exception as error:
+                    errors.append(error)
+        finally:
+            self._telling = False
+        if errors:
+            raise errors[0]
+
+    def _wait_again(self, place: int, task: Task) -> None:
+        """Have a row read again, as the first of those who wait."""
+        text = task.text()
+        if len(text) >= self.context:
+            text = rolled(text, task.request.sinks, self.context)
+        task.kept, task.since = text, len(task.drawn())
+        self._tasks[place] = None
+        self._queue.appendleft(task)
+
+    def _read_again(self) -> None:
+        """Have all rows read again, if what was computed of them is lost."""
+        if self._rows is None:
+            for place, task in reversed(list(enumerate(self._tasks))):
+                if task is not None:
+                    self._wait_again(place, task)
+
+    def _fill_rows(self) -> None:
+        """Give free rows to those who wait, if their automata fit beside those of the others."""
+        for place in range(len(self._tasks)):
+            if self._tasks[place] is not None:
+                continue
+            task = next((task for task in self._queue if self._fits(task)), None)
+            if task is None:
+                return
+            try:
+                self._take_row(place, task)
+            except Exception:
+                self._ended[task.ticket] = self._end(task, "broken")
+                raise
+
+    def _fits(self, task: Task) -> bool:
         """Whether the automata of all rows have room for one more."""
-        return fit_together([_constraint(other) for other in (*self._tasks, task)])
+        return fit_together([constraint_of(other) for other in (*self._tasks, task)])
 
-    def _take_row(self, place: int, task: _Task) -> None:
+    def _take_row(self, place: int, task: Task) -> None:
         """Read what stands before the next token, and put it into a row."""
-        self._tasks[place] = task
         row = make_row(
             task.request,
             task.kept,
             task.drawn(),
-            self._read(task.kept[:-1]),
+            self._read(task.kept[:-1], keep=not task.since),
             context=self.context,
             slots=self._slots if self._width > 1 else 0,
             vocab_size=self._vocab_size,
         )
-        if self._rows is None:
-            count = len(self._tasks)
-            self._rows = empty_rows(row, self._cache(count), count)
-        self._rows = place_row(self._rows, row, np.int32(place))
+        held = [*self._tasks[:place], task, *self._tasks[place + 1 :]]
         if task.request.automaton is not None:
-            constraints = [_constraint(other) for other in self._tasks]
+            constraints = [constraint_of(other) for other in held]
             self._tables = jax.device_put(make_tables(constraints, self._vocab_size))
+        rows, self._rows = self._rows, None
+        if rows is None:
+            rows = empty_rows(row, self._cache(len(held)), len(held))
+        self._rows = place_row(rows, row, np.int32(place))
+        self._tasks = held
+        self._queue.remove(task)
 
-    def _read(self, tokens: np.ndarray) -> PyTree:
-        """Make a cache of one row with these tokens in it."""
+    def _read(self, tokens: np.ndarray, *, keep: bool) -> PyTree:
+        """Make a cache of one row with these tokens in it, and keep it for others perhaps."""
         done, cache = self._prefixes.longest(tokens)
         if done == len(tokens) and cache is not None:
             return cache
@@ -334,22 +337,16 @@ class Engine:
             part[0, : len(some)] = some
             lengths = np.array([len(tokens)], np.int32)
             cache = prefill(self._model, cache, part, np.int32(start), lengths)
-        self._prefixes.keep(tokens, cache)
+        if keep:
+            self._prefixes.keep(tokens, cache)
         return cache
 
-    def _roll(self, place: int, task: _Task) -> None:
-        """Read the tokens again that a full row keeps."""
-        drawn = task.drawn()
-        whole = np.concatenate([task.kept, drawn[task.since :]])
-        task.kept, task.since = rolled(whole, task.request.sinks, self.context), len(drawn)
-        self._take_row(place, task)
-
-    def _reason(self, task: _Task, broken: bool) -> Reason:
+    def _reason(self, task: Task, broken: bool) -> Reason:
         """Say why a row has ended."""
         request, drawn = task.request, task.drawn()
         if broken:
             return "broken"
-        if len(drawn) and drawn[-1] in request.stop_ids:
+        if len(drawn) >= max(1, request.sampling.min_tokens) and drawn[-1] in request.stop_ids:
             return "stop"
         if request.automaton is not None:
             state = walk(request.automaton, drawn)
@@ -359,34 +356,14 @@ class Engine:
             return "context"
         return "length"
 
-    def _end(self, task: _Task, reason: Reason) -> Generated:
+    def _end(self, task: Task, reason: Reason) -> Generated:
         """Let a request go."""
         self._tasks = [None if other is task else other for other in self._tasks]
-        self._tickets = {n: other for n, other in self._tickets.items() if other is not task}
-        request, nothing = task.request, _nothing(task.request.alternatives)
-        parts = (np.concatenate(part) for part in zip(nothing, *task.pieces, strict=True))
-        piece = Piece(*parts)
+        if task in self._queue:
+            self._queue.remove(task)
+        del self._tickets[task.ticket]
+        request = task.request
         cut = len(request.prompt) + task.since - len(task.kept)
         if cut and reason in ("length", "context"):
             reason = "rolled" if request.overflow == "roll" else "truncated"
-        return Generated(*piece, reason, cut)
-
-
-def _constraint(task: _Task | None) -> Constraint | None:
-    """Say what the text of a row must be."""
-    if task is None or task.request.automaton is None:
-        return None
-    return Constraint(task.request.automaton, task.request.stop_ids)
-
-
-def _piece(written: Written, row: int, alternatives: int) -> Piece:
-    """Take the tokens of one row."""
-    length = int(written.length[row])
-    tokens, log_probs, drawn, likeliest, theirs = (np.asarray(x[row, :length]) for x in written[:5])
-    return Piece(tokens, log_probs, drawn, likeliest[:, :alternatives], theirs[:, :alternatives])
-
-
-def _nothing(alternatives: int) -> Piece:
-    ids, numbers = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    shape = (0, min(alternatives, MOST_ALTERNATIVES))
-    return Piece(ids, numbers, numbers, np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+        return join(task.pieces, request.alternatives, reason, cut)

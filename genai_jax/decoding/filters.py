@@ -54,6 +54,7 @@ def kept_tokens(logits: Float[Array, "b v"], filters: Filters) -> Bool[Array, "b
     )
     values = (filters.top_k, filters.top_p, filters.min_p, filters.typical_p)
     kept = jnp.ones(logits.shape, bool)
+    likeliest = logits >= logits.max(-1, keepdims=True)
     for (wanted, keep), value in zip(steps, values, strict=True):
         # Most batches want few filters, and should not pay for the others.
         found = jax.lax.cond(
@@ -62,6 +63,8 @@ def kept_tokens(logits: Float[Array, "b v"], filters: Filters) -> Bool[Array, "b
             lambda kept: kept,
             kept,
         )
+        # A share that rounds to nothing asks for no token; one must be left.
+        found = jnp.where(found.any(-1, keepdims=True), found, likeliest & kept)
         kept = jnp.where(wanted[:, None], found, kept)
     return kept
 

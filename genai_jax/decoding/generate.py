@@ -15,6 +15,7 @@ from genai_jax.decoding.requests import (
     check_request,
     for_each,
     most_drawn,
+    owned,
 )
 from genai_jax.decoding.sampling import SamplingConfig
 
@@ -63,30 +64,23 @@ def generate(
     """
     count = len(prompts)
     known = model.config.vocab_size if vocab_size is None else vocab_size
+    seeds = range(seed, seed + count) if isinstance(seed, int | np.integer) else seed
     shared = all(isinstance(token, int | np.integer) for token in stop_ids)
     single = (TokenAutomaton, type(None))
     columns = (
         prompts,
         for_each("sampling", sampling, count, SamplingConfig),
         for_each("max_tokens", max_tokens, count, int),
-        for_each("seed", range(seed, seed + count) if isinstance(seed, int) else seed, count, int),
+        for_each("seed", seeds, count, int),
         [stop_ids] * count if shared else for_each("stop_ids", stop_ids, count, int),
         for_each("automaton", automaton, count, single),
     )
+    options: dict[str, Any] = {"overflow": overflow, "alternatives": alternatives}
     requests = [
-        Request(
-            prompt,
-            config,
-            most,
-            number,
-            stops,
-            overflow,
-            automaton=chosen,
-            alternatives=alternatives,
-        )
+        owned(Request(prompt, config, most, number, stops, automaton=chosen, **options))
         for prompt, config, most, number, stops, chosen in zip(*columns, strict=True)
     ]
-    again = len({bytes(np.asarray(prompt, np.int32)) for prompt in prompts}) < count
+    again = len({bytes(np.asarray(request.prompt)) for request in requests}) < count
     engine = fitting_engine(
         model,
         requests,
@@ -123,6 +117,10 @@ def fitting_engine(
         ValueError: If a request cannot be.
     """
     limit = model.config.max_length
+    for name, number in (("rows", rows), ("context", context)):
+        if number < 0:
+            raise ValueError(f"`{name}` must be at least 0; got {number}.")
+    requests = [owned(request) for request in requests]
     for request in requests:
         check_request(request, vocab_size, limit)
     longest = max((_longest(request, limit) for request in requests), default=1)
@@ -134,6 +132,8 @@ def fitting_engine(
 def _longest(request: Request, limit: int) -> int:
     """Say how long a row can become."""
     length = len(request.prompt)
-    if length >= limit or request.overflow == "roll":
-        return min(limit, length + request.max_tokens)
+    if request.overflow == "roll":  # there must be room for what is never dropped, and as much
+        return min(limit, max(length + request.max_tokens, 2 * request.sinks + 2))
+    if length >= limit:
+        return limit
     return length + most_drawn(request, limit)

@@ -1,7 +1,8 @@
 """The programs of decoding: one reads a part of a prompt, one puts a row in its place, one draws.
 
-For a number of rows, slots of their caches and a width there are these three and no more. Settings,
-seeds, stop ids, limits, automata and the number of steps are traced. B rows, W tokens that a step
+For a number of rows, slots of their caches and a width there are these three and no more (and one
+that draws for each of the three sizes of tables that automata may need). Settings, seeds, stop ids,
+limits, automata and the number of steps are traced. B rows, W tokens that a step
 reads of each, V vocabulary, N tokens that a call draws at most.
 """
 
@@ -62,7 +63,8 @@ class Written(NamedTuple):
         tokens: The tokens.
         log_probs: Of the model.
         drawn_log_probs: With which they were drawn.
-        likeliest: The likeliest ids in the place of each, where any are wanted.
+        likeliest: The likeliest ids in the place of each, where any are wanted; -1 where there are
+            no more.
         their_log_probs: Of the model.
         length: How many each row has drawn.
     """
@@ -180,7 +182,8 @@ def _draw(
     among = jnp.where(jnp.arange(logits.shape[-1]) < known, logits, -jnp.inf)
     adjusted = adjust_logits(among, settings.adjustments, rows.seen, asked.stop_ids)
     adjusted = allow_only(adjusted, tables, rows.state, asked.most - rows.seen.length)
-    broken = alive & ~can_be_drawn_from(adjusted)
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    broken = alive & ~(can_be_drawn_from(adjusted) & jnp.isfinite(total[:, 0]))
     alive = alive & ~broken
     # A token's noise is keyed by its row's seed and its own position: by nothing around it.
     keys = jax.vmap(jax.random.key)(asked.seed)
@@ -188,7 +191,7 @@ def _draw(
     drawn = draw_tokens(adjusted, keys, settings.temperature, settings.filters)
     token = jnp.where(alive, drawn.tokens.astype(jnp.int32), rows.token)
     position = rows.position + alive
-    written = _write(written, logits, token, drawn.log_probs, alive, asked.alternatives)
+    written = _write(written, among - total, token, drawn.log_probs, alive, asked.alternatives)
     seen = count_drawn(rows.seen, token, alive)
     state, complete = follow(tables, rows.state, token)
     state = jnp.where(alive, state, rows.state)
@@ -214,7 +217,7 @@ def _draw(
 
 def _write(
     written: Written,
-    logits: Float[Array, "b v"],
+    all_log_probs: Float[Array, "b v"],
     token: Int[Array, " b"],
     drawn_log_probs: Float[Array, " b"],
     alive: Bool[Array, " b"],
@@ -223,16 +226,16 @@ def _write(
     """Note a token of each row that is alive, and its probabilities."""
     rows, most = jnp.arange(token.shape[0]), written.tokens.shape[1]
     at = jnp.where(alive, written.length, most)
-    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
     def note(place: Array, value: Array) -> Array:
         return place.at[rows, at].set(value, mode="drop")
 
     def note_likeliest(places: tuple[Array, Array]) -> tuple[Array, Array]:
-        values, ids = jax.lax.top_k(logits, min(MOST_ALTERNATIVES, logits.shape[-1]))
+        values, ids = jax.lax.top_k(all_log_probs, min(MOST_ALTERNATIVES, all_log_probs.shape[-1]))
         missing = [(0, 0), (0, MOST_ALTERNATIVES - ids.shape[1])]
-        values = jnp.pad(values - total, missing, constant_values=-jnp.inf)
-        return note(places[0], jnp.pad(ids, missing)), note(places[1], values)
+        values = jnp.pad(values, missing, constant_values=-jnp.inf)
+        ids = jnp.where(values > -jnp.inf, jnp.pad(ids, missing), NO_TOKEN)
+        return note(places[0], ids), note(places[1], values)
 
     likeliest, their_log_probs = jax.lax.cond(
         jnp.any(alive & (alternatives > 0)),
@@ -240,7 +243,7 @@ def _write(
         lambda places: places,
         (written.likeliest, written.their_log_probs),
     )
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1) - total
+    chosen = jnp.take_along_axis(all_log_probs, token[:, None], axis=-1)
     return Written(
         note(written.tokens, token),
         note(written.log_probs, chosen[:, 0]),

@@ -1,8 +1,9 @@
 """What is asked of generation: checked before anything is computed, and put into arrays."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from genai_jax.decoding.tables import Constraint, fit_together
 Tokens = Sequence[int] | np.ndarray
 Overflow = Literal["truncate", "stop", "roll", "error"]
 
+_MOST = 2**31 - 1 - 2**24  # with room to count on
 NO_TOKEN = -1
 """Stands where there is no token."""
 MOST_STOPS = 64
@@ -30,14 +32,14 @@ class Request:
         prompt: Token ids, at least one.
         sampling: How tokens are drawn.
         max_tokens: Most tokens to draw.
-        seed: Of the noise: with the same seed, the same request gives the same tokens.
+        seed: Of the noise, modulo 2^32: with the same seed, the same request gives the same tokens.
         stop_ids: Tokens that end it, at most 64.
         overflow: What happens where the prompt and `max_tokens` exceed the model's context.
-            `truncate`: the prompt loses its oldest tokens, so that `max_tokens`, or half of the
-            context, can follow; text then ends where the context is full. `stop`: the prompt must
-            fit, and text ends where the context is full. `roll`: whenever it is full, the first
-            `sinks` tokens and the newer half of the others are read again, at the positions that
-            they then have, and text goes on. `error`: it is refused.
+            `truncate`: a prompt that leaves room for no token loses its oldest ones, so that
+            `max_tokens`, or half of the context, can follow; text ends where the context is full.
+            `stop`: the prompt must fit, and text ends where the context is full. `roll`: whenever
+            it is full, the first `sinks` tokens and the newer half of the others are read again, at
+            the positions that they then have, and text goes on. `error`: it is refused.
         sinks: Oldest tokens that `roll` keeps for good, such as a system prompt; they also take
             the attention that has nowhere else to go (Xiao et al., arXiv:2309.17453, section 3).
         automaton: What the text must be; its end ids are the stop ids. None: anything.
@@ -61,11 +63,50 @@ class ContextError(ValueError):
     """A prompt, with what is to follow it, exceeds the context of the model."""
 
 
+def owned(request: Request) -> Request:
+    """Copy what the caller may change later, in the types that are computed with.
+
+    Raises:
+        ValueError: If a number is not whole, or out of the range of any.
+    """
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or (prompt.size and prompt.dtype.kind not in "iu"):
+        raise ValueError(
+            f"a prompt must be a row of ids; got {prompt.dtype} of shape {prompt.shape}."
+        )
+    if prompt.size and not -_MOST <= int(prompt.min()) <= int(prompt.max()) <= _MOST:
+        raise ValueError(f"a prompt's ids must be below {_MOST}; got {prompt.max()}.")
+    if request.overflow not in get_args(Overflow):
+        raise ValueError(
+            f"`overflow` must be one of {', '.join(get_args(Overflow))}; got {request.overflow!r}."
+        )
+    stop_ids = tuple(_whole("stop_ids", token) for token in request.stop_ids)
+    return dataclasses.replace(
+        request,
+        prompt=prompt.astype(np.int32),
+        max_tokens=_whole("max_tokens", request.max_tokens),
+        seed=_whole("seed", request.seed),
+        stop_ids=stop_ids,
+        sinks=_whole("sinks", request.sinks),
+        alternatives=_whole("alternatives", request.alternatives),
+    )
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be a whole number; got {value!r:.40}.") from error
+    if name != "seed" and abs(number) > _MOST:
+        raise ValueError(f"`{name}` must be at most {_MOST}; got {number}.")
+    return number
+
+
 def check_request(request: Request, vocab_size: int, context: int) -> None:
     """Refuse what contradicts itself, or does not fit.
 
     Args:
-        request: What is asked for.
+        request: What is asked for, as `owned` gives it.
         vocab_size: Number of ids.
         context: Most tokens of a row.
 
@@ -85,7 +126,7 @@ def check_request(request: Request, vocab_size: int, context: int) -> None:
     _check_sampling(request, vocab_size)
     _check_context(request, context)
     if request.automaton is not None:
-        _check_automaton(request, request.automaton, context)
+        _check_automaton(request, request.automaton, vocab_size, context)
 
 
 def _check_prompt(tokens: np.ndarray, vocab_size: int) -> None:
@@ -108,9 +149,15 @@ def _check_sampling(request: Request, vocab_size: int) -> None:
             "`min_tokens` must not exceed `max_tokens`; got "
             f"{sampling.min_tokens} and {request.max_tokens}."
         )
-    wrong = [token for token in sampling.ids if not 0 <= token < vocab_size]
+    named = (*sampling.ids, *request.stop_ids)
+    wrong = [token for token in named if not 0 <= token < vocab_size]
     if wrong:
         raise ValueError(f"ids must be from 0 to {vocab_size - 1}; got {wrong[:5]}.")
+    if len(sampling.forced) > request.max_tokens:
+        raise ValueError(
+            f"`forced` must have no more ids than `max_tokens`; got {len(sampling.forced)} and "
+            f"{request.max_tokens}."
+        )
     early = set(request.stop_ids) if sampling.min_tokens else set()
     if len(sampling.excluded | early) >= vocab_size:
         raise ValueError(
@@ -139,13 +186,31 @@ def _check_context(request: Request, context: int) -> None:
         )
 
 
-def _check_automaton(request: Request, automaton: TokenAutomaton, context: int) -> None:
+def _check_automaton(
+    request: Request, automaton: TokenAutomaton, vocab_size: int, context: int
+) -> None:
     sampling = request.sampling
     if sampling.forced or sampling.min_tokens or sampling.excluded:
         raise ValueError(
             "`forced`, `forbidden`, `min_tokens` and a bias of -inf must not be given where the "
             "text is constrained: together they could leave nothing to draw. Put them into the "
             "schema or the regular expression."
+        )
+    if len(automaton.classes) > vocab_size:
+        raise ValueError(
+            f"an automaton must be of the model's tokenizer; got one of {len(automaton.classes)} "
+            f"ids for {vocab_size}."
+        )
+    used = [
+        token
+        for token in request.stop_ids
+        if token < len(automaton.classes)
+        and (automaton.successors[:, automaton.classes[token]] >= 0).any()
+    ]
+    if used:
+        raise ValueError(
+            f"a stop id must not be what a constrained text is made of; got {used[:5]}. Leave them "
+            "out: the text ends when it is complete."
         )
     if not fit_together([Constraint(automaton, request.stop_ids)]):
         states, classes = automaton.successors.shape
@@ -199,7 +264,8 @@ def stop_row(stop_ids: Sequence[int]) -> Int[np.ndarray, " s"]:
 
 def for_each(name: str, given: Any, count: int, single: type | tuple[type, ...]) -> list[Any]:
     """Repeat what is given once for all prompts, or check that there is one for each."""
-    each = [given] * count if isinstance(given, single) else list(given)
+    kinds = (single, np.integer) if single is int else single
+    each = [given] * count if isinstance(given, kinds) else list(given)
     if len(each) != count:
         raise ValueError(
             f"`{name}` must be one, or one for each prompt; got {len(each)} for {count} prompts."

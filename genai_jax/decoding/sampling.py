@@ -19,6 +19,7 @@ from genai_jax.decoding.filters import Filters, kept_tokens
 
 _Numbers = np.ndarray | Array
 
+_LARGEST = 1e6  # far beyond any logit, and still exact enough beside them
 MOST_FORCED = 64
 """Most tokens that a row can be made to begin with."""
 
@@ -63,13 +64,13 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if not 0 <= self.temperature < math.inf:
+        if not 0 <= self.temperature <= _LARGEST:
             raise ValueError(
-                f"`temperature` must be at least 0; got {self.temperature}. 0 takes the likeliest "
-                "token, 1 is the model's own distribution."
+                f"`temperature` must be from 0 to {_LARGEST:.0e}; got {self.temperature}. 0 takes "
+                "the likeliest token, 1 is the model's own distribution."
             )
         for name in ("top_k", "min_tokens"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < 1 << 31:
                 raise ValueError(
                     f"`{name}` must be at least 0; got {getattr(self, name)}. 0 does without."
                 )
@@ -80,25 +81,29 @@ class SamplingConfig:
                 )
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"`min_p` must be in [0, 1]; got {self.min_p}. 0 keeps all tokens.")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not 1 / _LARGEST <= self.repetition_penalty <= _LARGEST:
             raise ValueError(
-                f"`repetition_penalty` must be above 0; got {self.repetition_penalty}. 1 changes "
-                "nothing."
+                f"`repetition_penalty` must be from {1 / _LARGEST:.0e} to {_LARGEST:.0e}; got "
+                f"{self.repetition_penalty}. 1 changes nothing."
             )
         for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
+            if not abs(getattr(self, name)) <= _LARGEST:
                 raise ValueError(
-                    f"`{name}` must be a number; got {getattr(self, name)}. 0 changes nothing."
+                    f"`{name}` must be a number of at most {_LARGEST:.0e}; got "
+                    f"{getattr(self, name)}. 0 changes nothing."
                 )
         self._check_ids()
 
     def _check_ids(self) -> None:
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
+            if not (abs(bias) <= _LARGEST or bias == -math.inf):
                 raise ValueError(
-                    f"`logit_bias` must be numbers or -inf; got {bias} for id {token}. To have a "
-                    "token for certain, give it in `forced`."
+                    f"`logit_bias` must be numbers of at most {_LARGEST:.0e}, or -inf; got {bias} "
+                    f"for id {token}. To have a token for certain, give it in `forced`."
                 )
+        wrong = [token for token in self.ids if not isinstance(token, int | np.integer)]
+        if wrong:
+            raise ValueError(f"ids must be whole numbers; got {wrong[:5]}.")
         if len(self.forced) > MOST_FORCED:
             raise ValueError(
                 f"`forced` must have at most {MOST_FORCED} ids; got {len(self.forced)}. Put what "
@@ -203,9 +208,15 @@ def draw_tokens(
     scaled = (wide - wide.max(-1, keepdims=True)) / jnp.where(heat > 0, heat, 1)
     kept = jnp.where(kept_tokens(scaled, filters), scaled, -jnp.inf)
     log_p = jax.nn.log_softmax(kept, axis=-1)
-    cumulative = jnp.cumsum(jnp.exp(log_p), axis=-1)
+    probabilities = jnp.exp(log_p)
+    cumulative = jnp.cumsum(probabilities, axis=-1)
     uniform = jax.vmap(jax.random.uniform)(keys)[:, None]
-    inverted = jnp.sum(cumulative <= uniform * cumulative[:, -1:], axis=-1)
+    # Sums of many numbers are rounded, and may rise or fall where nothing is added: a token that
+    # cannot be drawn must not be found there, nor behind the last one that can.
+    possible = probabilities > 0
+    exceeds = possible & (cumulative > uniform * cumulative[:, -1:])
+    last = probabilities.shape[-1] - 1 - jnp.argmax(possible[:, ::-1], axis=-1)
+    inverted = jnp.where(exceeds.any(-1), jnp.argmax(exceeds, axis=-1), last)
     tokens = jnp.where(heat[:, 0] > 0, inverted, jnp.argmax(scaled, axis=-1))
     log_probs = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
     return Drawn(tokens, jnp.where(heat[:, 0] > 0, log_probs, 0.0))

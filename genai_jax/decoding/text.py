@@ -13,6 +13,7 @@ from genai_jax.decoding.loop import DecodingModel
 from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig
 
+_NONE = np.zeros(0, np.int32)
 # Enough for a call to be cheap beside its tokens, few enough for a reader to see them come.
 _TOKENS_AT_A_TIME = 8
 
@@ -87,10 +88,12 @@ class TextParts:
         if self.ended:
             return ""
         text = self._held + self._decoder.decode(self._tokenizer.decode_bytes(tokens), final=last)
-        found = [text.index(word) for word in self._stop if word in text]
+        # The one that is whole first, as if characters came one by one; the longest of these.
+        found = [(text.index(word) + len(word), -len(word)) for word in self._stop if word in text]
         if found:
             self.ended = True
-            return text[: min(found)]
+            end, length = min(found)
+            return text[: end + length]
         cut = len(text) - (0 if last else _longest_beginning(text, self._stop))
         self._held = text[cut:]
         return text[:cut]
@@ -144,7 +147,7 @@ def stream_request(
     stop: Sequence[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Generator[str, None, Generated]:
-    """Write what follows a prompt by an engine that has nothing else to do.
+    """Write what follows a prompt, as one of the requests of an engine.
 
     Args:
         engine: Of the model.
@@ -165,8 +168,10 @@ def stream_request(
     try:
         while ticket not in results:
             check()
-            results = engine.step(_TOKENS_AT_A_TIME)
-            tokens = np.concatenate([piece.tokens for piece in pieces])
+            found = engine.step(_TOKENS_AT_A_TIME)
+            results = {n: result for n, result in found.items() if n == ticket}
+            engine.keep({n: result for n, result in found.items() if n != ticket})
+            tokens = np.concatenate([_NONE, *(piece.tokens for piece in pieces)])
             pieces.clear()
             part = text.take(tokens, last=ticket in results)
             if part:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int8
 
 _MOST = 127
 _PARTS = 2 * _MOST  # of a step, that the second digit counts
+_MOST_INPUTS = (2**31 - 1) // _MOST**2
 
 
 def quantize_kernel(
@@ -50,6 +51,11 @@ def multiply_quantized(
         steps: s.
     """
     rows = x.shape[0]
+    if kernel.shape[0] > _MOST_INPUTS:
+        raise ValueError(
+            f"an 8-bit kernel must have at most {_MOST_INPUTS:,} inputs, for 32 bits to hold their "
+            f"sum; got {kernel.shape[0]:,}. Leave it in floating point."
+        )
     wide = x.astype(jnp.float32)
     unit = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) / _MOST
     scaled = wide / jnp.where(unit > 0, unit, 1)
