@@ -144,6 +144,12 @@ def test_looking_ahead_spares_steps_where_text_repeats(full_model):
         while ticket not in results:
             results, reads[width] = engine.step(1), reads[width] + 1
     assert reads[1] == 40 and reads[4] < 25
+    off = dataclasses.replace(request, speculate=False)
+    engine, count = Engine(full_model, width=4, **SHAPE), 0
+    ticket = engine.submit(off)
+    while ticket in engine._tickets:
+        count += len(engine.step(1)) >= 0
+    assert count == 40
 
 
 def test_looking_ahead_is_under_all_controls(full_model):
@@ -288,6 +294,116 @@ def test_a_rolling_context_is_read_again_from_its_sinks_and_newest_tokens(model)
     assert found.cut == cut == 3 * 23
     greedy = Request(list(range(23)) * 9, GREEDY, 5, overflow="roll")
     assert Engine(model, **SHAPE).run([greedy])[0].cut == 23 * 9 - 26
+
+
+def test_noise_is_that_of_the_place_in_the_whole_text(model):
+    """A prompt that lost its oldest tokens goes on as it would have, not as a short one."""
+    prompt = np.random.default_rng(1).integers(0, 23, 90).tolist()
+    (cut,) = Engine(model, **SHAPE).run([Request(prompt, WARM, 10, seed=3)])
+    (short,) = Engine(model, **SHAPE).run([Request(prompt[-38:], WARM, 10, seed=3)])
+    assert cut.cut == 52 and cut.tokens.tolist() != short.tokens.tolist()
+
+
+def test_what_the_caller_changes_later_changes_nothing(model):
+    engine = Engine(model, prefixes=2, **SHAPE)
+    buffer = np.arange(1, 14, dtype=np.int32)
+    expected = [
+        Engine(model, **SHAPE).run([Request(p, GREEDY, 6)])[0] for p in (buffer, buffer + 5)
+    ]
+    ticket = engine.submit(Request(buffer, GREEDY, 6))
+    buffer += 5
+    assert_same(engine.step()[ticket], expected[0])
+    assert_same(engine.run([Request(buffer, GREEDY, 6)])[0], expected[1])
+
+
+def test_a_callback_that_fails_harms_nobody(model):
+    requests = [Request([i + 1], WARM, 12, seed=i) for i in range(3)]
+    expected = Engine(model, **SHAPE).run(requests)
+    engine, results = Engine(model, **SHAPE), {}
+    heard = []
+
+    def fail(piece):
+        raise RuntimeError("no")
+
+    tickets = [engine.submit(requests[0]), engine.submit(requests[1], fail)]
+    tickets.append(engine.submit(requests[2], heard.append))
+    for steps in (5, 64, 64):
+        try:
+            results |= engine.step(steps)
+        except RuntimeError as error:
+            assert str(error) == "no"
+    for ticket, found in zip(tickets, expected, strict=True):
+        assert_same(results[ticket], found)
+    tokens = np.concatenate([piece.tokens for piece in heard])
+    np.testing.assert_array_equal(tokens, expected[2].tokens)
+
+
+def test_an_interrupt_loses_nothing_that_was_drawn(model, monkeypatch):
+    """Wherever it strikes, once the rows have been given away."""
+    requests = [
+        Request([1, 2, 3], GREEDY, 20),
+        Request([4], GREEDY, 30, overflow="roll"),
+        Request([7], SamplingConfig(50.0), 9, automaton=COUNT),
+    ]
+    expected = Engine(model, **SHAPE).run(requests)
+    for name in ("advance", "place_row"):
+        engine, results, calls = Engine(model, **SHAPE), {}, []
+        whole = getattr(__import__("genai_jax.decoding.loop", fromlist=[name]), name)
+
+        def strike(*args, whole=whole, calls=calls, **options):
+            calls.append(1)
+            out = whole(*args, **options)
+            if len(calls) in (1, 2, 5, 8, 9):
+                raise KeyboardInterrupt
+            return out
+
+        monkeypatch.setattr(f"genai_jax.decoding.engine.{name}", strike)
+        tickets = [engine.submit(request) for request in requests]
+        for _ in range(60):
+            try:
+                results |= engine.step(4)
+            except KeyboardInterrupt:
+                continue
+        for ticket, found in zip(tickets[:2], expected, strict=False):
+            np.testing.assert_array_equal(results[ticket].tokens, found.tokens)
+        assert results[tickets[2]].tokens.tolist().count(1) == 2
+        monkeypatch.undo()
+
+
+def test_results_of_others_are_kept_for_who_asks(model):
+    engine = Engine(model, **SHAPE)
+    first = engine.submit(Request([1], GREEDY, 3))
+    engine.run([Request([2], GREEDY, 30)])
+    assert engine.busy and engine.step().keys() == {first} and not engine.busy
+
+
+def test_what_cannot_be_is_refused_at_the_door(model):
+    """Nothing that is taken in can fail later, and stop the others."""
+    engine = Engine(model, **SHAPE)
+    for bad, message in (
+        (Request(np.ones((2, 1), np.int32)), "a row of ids"),
+        (Request(np.array([1.7])), "a row of ids"),
+        (Request([2**40]), "must be below"),
+        (Request([1], stop_ids=[23]), "from 0 to 22"),
+        (Request([1], stop_ids=[-1]), "from 0 to 22"),
+        (Request([1], SamplingConfig(forced=(1, 2, 3)), 2), "`forced` must have no more"),
+        (Request([1], automaton=COUNT, stop_ids=[1]), "must not be what a constrained text"),
+        (Request([1], automaton=COUNT._replace(classes=np.zeros(24, np.int32))), "one of 24 ids"),
+        (Request([1], automaton=COUNT._replace(start=2)), "has the empty text alone"),
+        (Request([1], SamplingConfig(min_tokens=2), 3, stop_ids=range(23)), "some id must be left"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(bad)
+    assert not engine.busy
+    with pytest.raises(ValueError, match="`steps` must be at least 1"):
+        engine.step(0)
+
+
+def test_pieces_hold_no_more_than_their_tokens(model):
+    engine, pieces = Engine(model, **SHAPE), []
+    engine.submit(Request([1], GREEDY, 5), pieces.append)
+    engine.step()
+    assert all(part.base is None for piece in pieces for part in piece)
 
 
 def test_requests_can_be_cancelled_anywhere(model):

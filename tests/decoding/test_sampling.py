@@ -53,9 +53,53 @@ def test_extreme_uniform_numbers_stay_inside_of_the_vocabulary():
     assert int(tokens.max()) < 50_000 and int(jnp.sum(tokens == 0)) >= 63
 
 
+def test_what_is_excluded_is_not_drawn_where_sums_are_rounded(monkeypatch):
+    """At real sizes of vocabularies a cumulative sum rises where nothing is added, and falls."""
+    numbers = np.random.default_rng(0)
+    logits = (3 * numbers.normal(size=(1, 50_257))).astype(np.float32)
+    logits[:, numbers.permutation(50_257)[:25_000]] = -np.inf
+    p = jax.nn.softmax(logits)
+    cumulative = np.asarray(jax.jit(lambda p: jnp.cumsum(p, axis=-1))(p))[0]
+    highest = np.maximum.accumulate(cumulative)
+    rises = np.flatnonzero((np.diff(highest) > 0) & (np.asarray(p)[0, 1:] == 0)) + 1
+    assert len(rises) > 3  # each of them is drawn by a number just below it
+    for place in rises[:50]:
+        uniform = np.nextafter(cumulative[place], 0, dtype=np.float32) / cumulative[-1]
+        monkeypatch.setattr(jax.random, "uniform", lambda key, u=uniform: jnp.float32(u))
+        settings = settings_of([SamplingConfig()], 50_257)
+        key = jax.random.split(jax.random.key(0), 1)
+        token, log_prob = draw_tokens(
+            jnp.asarray(logits), key, settings.temperature, settings.filters
+        )
+        assert np.isfinite(log_prob[0]) and np.isfinite(logits[0, int(token[0])])
+
+
+def test_no_setting_is_too_small_to_leave_a_token():
+    logits = jnp.array([[1.0, 40.0, 3.0, -jnp.inf]])
+    keys = jax.random.split(jax.random.key(0), 1)
+    for config in (
+        SamplingConfig(temperature=1e-37),
+        SamplingConfig(temperature=1e-45),
+        SamplingConfig(top_p=1e-50),
+        SamplingConfig(typical_p=1e-50),
+        SamplingConfig(min_p=1.0),
+        SamplingConfig(top_k=2**31 - 1, temperature=1e-20),
+        SamplingConfig(temperature=1e-37, logit_bias={2: 1e6}),
+    ):
+        bias = settings_of([config], 4).adjustments.bias
+        token, log_prob = draw(logits + bias, keys, [config])
+        assert int(token[0]) == (2 if config.logit_bias else 1) and float(log_prob[0]) == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"temperature": 1e7},
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e-46},
+        {"presence_penalty": 3e38},
+        {"logit_bias": {0: -1e39}},
+        {"top_k": 2**31},
         {"temperature": -0.1},
         {"temperature": float("inf")},
         {"temperature": float("nan")},

@@ -1,10 +1,14 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from genai_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from genai_jax.decoding.engine import Engine
+from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.decoding.text import prompt_tokens, stream_text
+from genai_jax.decoding.text import TextParts, prompt_tokens, stream_request, stream_text
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 
@@ -62,6 +66,31 @@ def test_text_comes_in_parts_and_ends_with_the_document():
 def test_stop_texts_end_it_wherever_parts_are_cut(stop):
     expected = min((TEXT.split(word)[0] for word in stop), key=len)
     assert "".join(recite(stop=stop)) == expected
+
+
+def test_stop_texts_do_not_depend_on_how_tokens_come():
+    """The one that is whole first ends the text, whatever comes at a time."""
+    text = TOKENIZER.encode("0abcdef")
+    for stop, expected in ((["bcd", "c"], "0ab"), (["cd", "bcd"], "0a"), (["f", "abcde"], "0")):
+        for size in range(1, 8):
+            parts = TextParts(TOKENIZER, stop)
+            found = "".join(
+                parts.take(text[i : i + size], last=i + size >= len(text))
+                for i in range(0, len(text), size)
+            )
+            assert found == expected and parts.ended
+
+
+def test_streams_may_share_an_engine():
+    engine = Engine(Recital(TEXT), vocab_size=257)
+    requests = [
+        Request(prompt_tokens(TOKENIZER, ""), SamplingConfig(0.0), 100, stop_ids=TOKENIZER.end_ids)
+    ] * 3
+    streams = [stream_request(engine, TOKENIZER, request) for request in requests]
+    texts = ["", "", ""]
+    for parts in itertools.zip_longest(*streams, fillvalue=""):
+        texts = [text + part for text, part in zip(texts, parts, strict=True)]
+    assert texts == [TEXT] * 3
 
 
 def test_what_only_begins_like_a_stop_text_is_not_lost():

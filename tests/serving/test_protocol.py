@@ -373,9 +373,10 @@ def test_what_exceeds_the_context_is_refused_as_openai_does(kind, fields, param)
 
 
 def test_an_automaton_that_never_fits_would_wait_for_ever():
-    huge = SERVED.compile_regex("a|b")._replace(
-        successors=np.zeros((1 << 12, 1 << 12), np.int32), distance=np.zeros(1 << 12, np.int32)
-    )
+    made = SERVED.compile_regex("a|b")
+    successors = np.zeros((1 << 12, 1 << 12), np.int32)
+    successors[:, made.classes[-1]] = -1  # of the stop id
+    huge = made._replace(successors=successors, distance=np.zeros(1 << 12, np.int32))
     served = dataclasses.replace(SERVED, compile_regex=lambda pattern: huge)
     assert "must fit into the tables" in refused(served=served, guided_regex="a").message
 
