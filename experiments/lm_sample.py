@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from genai_jax.decoding.engine import Engine
 from genai_jax.decoding.generate import fitting_engine
 from genai_jax.decoding.infilling import infill_end_ids, infill_prompt
 from genai_jax.decoding.requests import Overflow, Request
+from genai_jax.decoding.results import Generated
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import prompt_tokens, stream_request
 from genai_jax.evaluation.text_runs import TextModel, load_text_model
@@ -88,19 +89,36 @@ class SampleConfig:
         for name in ("max_tokens", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.look_ahead <= 15:
+            raise ValueError(f"`look_ahead` must be from 0 to 15; got {self.look_ahead}.")
         if self.json_schema and self.regex:
             raise ValueError("a text can be held to `json_schema` or `regex`, not to both.")
-        if self.system and not self.chat:
-            raise ValueError("`system` belongs to a chat. Add --chat.")
         alone = {"chat": self.chat, "suffix": bool(self.suffix), "beams": self.beams > 0}
         together = [name for name, given in alone.items() if given]
         if len(together) > 1:
             raise ValueError(f"one of {', '.join(alone)} can be asked for; got {together}.")
-        if self.beams and (self.json_schema or self.regex or self.stop or self.samples > 1):
-            raise ValueError(
-                "a beam search finds `beams` texts by their probabilities alone; leave out "
-                "--json-schema, --regex, --stop and --samples."
-            )
+        drawing = ("sampling", "seed", "look_ahead", "cache", "overflow", "json_schema", "regex")
+        if self.beams:
+            self._refuse("a beam search", *drawing, "stop", "samples")
+        if self.chat:
+            self._refuse("a chat", "samples")
+        else:
+            self._refuse("what is no chat", "system", "context")
+        if self.suffix:
+            self._refuse("filling in", "overflow")
+        if self.overflow != "roll":
+            self._refuse("an overflow that does not roll", "sinks")
+
+    def _refuse(self, what: str, *names: str) -> None:
+        """Refuse options that would be ignored."""
+        usual = {field.name: field for field in dataclasses.fields(self)}
+        for name in names:
+            field = usual[name]
+            made = field.default_factory
+            plain = field.default if made is dataclasses.MISSING else made()
+            if getattr(self, name) != plain:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} has no meaning for {what}. Leave it out.")
 
 
 def make_request(config: SampleConfig, found: TextModel) -> Request:
@@ -128,9 +146,12 @@ def write_samples(config: SampleConfig, found: TextModel) -> None:
     request = make_request(config, found)
     if config.suffix:
         room = found.model.config.max_length - config.max_tokens
-        prompt = infill_prompt(
-            found.tokenizer, config.prompt, config.suffix, most_tokens=max(room, 0)
-        )
+        if room < 8:
+            raise ValueError(
+                f"`max_tokens` must leave room in the context of {found.model.config.max_length} "
+                f"tokens; got {config.max_tokens}."
+            )
+        prompt = infill_prompt(found.tokenizer, config.prompt, config.suffix, most_tokens=room)
         request = dataclasses.replace(request, stop_ids=infill_end_ids(found.tokenizer))
     else:
         prompt = prompt_tokens(found.tokenizer, config.prompt)
@@ -148,7 +169,7 @@ def write_samples(config: SampleConfig, found: TextModel) -> None:
     )
     for request in requests:
         print(config.prompt, end="", flush=True)
-        _show(stream_request(engine, found.tokenizer, request, stop=config.stop))
+        _show(_whole(stream_request(engine, found.tokenizer, request, stop=config.stop)))
         print(config.suffix, flush=True)
 
 
@@ -219,6 +240,13 @@ def _show(parts: Iterator[str]) -> None:
     """Print text as it comes."""
     for part in parts:
         print(part, end="", flush=True)
+
+
+def _whole(parts: Generator[str, None, Generated]) -> Generator[str, None, None]:
+    """Pass text on, and say where the model has broken off."""
+    ended = yield from parts
+    if ended.reason == "broken":
+        raise ValueError("the model's logits are no numbers, or leave nothing to draw.")
 
 
 def main() -> int:

@@ -110,12 +110,16 @@ def test_looking_ahead_and_8_bits_are_asked_for_by_a_flag(write):
     ("flags", "message"),
     [
         (("--json-schema", "a", "--regex", "b"), "`json_schema` or `regex`, not to both"),
-        (("--system", "x"), "`system` belongs to a chat"),
+        (("--system", "x"), "--system has no meaning for what is no chat"),
+        (("--context", "64"), "--context has no meaning for what is no chat"),
+        (("--chat", "--samples", "2"), "--samples has no meaning for a chat"),
+        (("--beams", "2", "--temperature", "1"), "--sampling has no meaning for a beam search"),
+        (("--sinks", "2"), "--sinks has no meaning for an overflow that does not roll"),
         (("--chat", "--beams", "2"), "one of chat, suffix, beams"),
-        (("--beams", "2", "--regex", "a"), "by their probabilities alone"),
+        (("--beams", "2", "--regex", "a"), "--regex has no meaning for a beam search"),
         (("--samples", "0"), "`samples` must be at least 1"),
         (("--overflow", "error", "--prompt", "to be " * 200), "context of 128 tokens"),
-        (("--look-ahead", "16"), "`width` must be from 1 to 16; got 17"),
+        (("--look-ahead", "16"), "`look_ahead` must be from 0 to 15"),
     ],
 )
 def test_what_cannot_be_is_refused(write, flags, message):

@@ -4,6 +4,7 @@ W beams, V vocabulary, N tokens at most.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from genai_jax.decoding.loop import DecodingModel, empty_cache, prefill
-from genai_jax.decoding.requests import NO_TOKEN, Request, Tokens, check_request, stop_row
+from genai_jax.decoding.requests import (
+    NO_TOKEN,
+    Request,
+    Tokens,
+    check_request,
+    owned,
+    stop_row,
+)
 from genai_jax.decoding.rows import axis_of_rows
 from genai_jax.types import PyTree
 
@@ -74,9 +82,10 @@ def beam_search(
 ) -> list[Hypothesis]:
     r"""Search for the texts of highest score $\log p(y \mid x) / |y|^{\alpha}$.
 
-    At every step the W likeliest of all one-token continuations of the W beams go on; those of them
-    that end leave, and make room. The search is over when no beam can beat the worst of W ended
-    texts any more, judged at its present length, as in Hugging Face's `generate`.
+    At every step the W likeliest of all one-token continuations of the W beams that do not end go
+    on; those that do, and are among the W likeliest of all, are kept apart. The search is over when
+    no beam can beat the worst of W ended texts any more, judged at its present length, as in
+    Hugging Face's `generate`.
 
     Args:
         model: A language model.
@@ -97,19 +106,22 @@ def beam_search(
     Reference: Wu et al., arXiv:1609.08144, section 7, without its coverage penalty, and with
         $|y|^\alpha$ for its length penalty (eq. 14).
     """
-    known = vocab_size or model.config.vocab_size
+    known = model.config.vocab_size if vocab_size is None else vocab_size
+    if not 1 <= known <= model.config.vocab_size:
+        raise ValueError(
+            f"`vocab_size` must be from 1 to {model.config.vocab_size}; got {vocab_size}."
+        )
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"`length_penalty` must be a number; got {length_penalty}.")
     if not 2 <= beams <= known // 2:
         raise ValueError(
             f"`beams` must be from 2 to half of the {known} ids; got {beams}. One beam is greedy "
             "decoding: a temperature of 0."
         )
-    check_request(
-        Request(prompt, max_tokens=max_tokens, stop_ids=stop_ids, overflow="error"),
-        known,
-        model.config.max_length,
-    )
-    tokens = np.asarray(prompt, np.int32)
-    slots = max(_CHUNK, 1 << (len(tokens) + max_tokens - 1).bit_length())
+    request = owned(Request(prompt, max_tokens=max_tokens, stop_ids=stop_ids, overflow="error"))
+    check_request(request, known, model.config.max_length)
+    tokens = np.asarray(request.prompt)
+    slots = max(_CHUNK, 1 << (len(tokens) + request.max_tokens - 1).bit_length())
     one = _read(model, tokens[:-1], slots)
     several = jax.eval_shape(lambda: empty_cache(model, beams, slots, 1, False))
     axes = jax.tree.map(axis_of_rows, several, one)
@@ -123,9 +135,13 @@ def beam_search(
         np.float32(length_penalty),
         np.int32(max_tokens),
         buffer=slots,
+        # Every beam may end in all of these ways, and W must be left that do not.
+        candidates=beams * min(1 + len(set(stop_ids)), known),
         axes=tuple(jax.tree.leaves(axes)),
     )
     texts, scores = jax.device_get((found.tokens, found.scores))
+    if not np.isfinite(scores).any():
+        raise ValueError("no text was found: the model's logits are no numbers.")
     return [
         Hypothesis(text[text != NO_TOKEN], float(score))
         for text, score in zip(texts, scores, strict=True)
@@ -145,7 +161,7 @@ def _read(model: DecodingModel, tokens: np.ndarray, slots: int) -> PyTree:
     return cache
 
 
-@functools.partial(jax.jit, static_argnames=("buffer", "axes"))
+@functools.partial(jax.jit, static_argnames=("buffer", "candidates", "axes"))
 def _search(
     model: Any,
     cache: PyTree,
@@ -157,6 +173,7 @@ def _search(
     max_tokens: Int[Any, ""],
     *,
     buffer: int,
+    candidates: int,
     axes: tuple[int, ...],
 ) -> _Found:
     width = last.shape[0]
@@ -182,14 +199,13 @@ def _search(
         logits = model.logits(hidden)[:, 0].astype(jnp.float32)
         logits = jnp.where(jnp.arange(logits.shape[1]) < known, logits, -jnp.inf)
         totals = state.beams.scores[:, None] + jax.nn.log_softmax(logits, axis=-1)
-        # Twice as many as there are beams: half of them may end.
-        values, places = jax.lax.top_k(totals.reshape(-1), 2 * width)
+        values, places = jax.lax.top_k(totals.reshape(-1), candidates)
         parents, tokens = jnp.divmod(places, logits.shape[1])
         texts = state.beams.tokens[parents].at[:, state.step].set(tokens)
         step = state.step + 1
 
         ends = (tokens[:, None] == stop_ids).any(-1) | (step >= max_tokens)
-        counts = ends & (jnp.arange(2 * width) < width)
+        counts = ends & (jnp.arange(candidates) < width)
         scores = jnp.where(counts, values / step.astype(jnp.float32) ** length_penalty, -jnp.inf)
         done = _best(_join(state.done, _Found(texts, scores)), width)[0]
         going, chosen = _best(_Found(texts, jnp.where(ends, -jnp.inf, values)), width)

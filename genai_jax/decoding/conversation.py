@@ -34,8 +34,8 @@ class Conversation:
             engine: Of the model; one that keeps a prefix reads only what is new.
             tokenizer: The one that the model was trained with.
             template: The model's own.
-            request: How answers are drawn; its prompt is replaced, and the n-th answer has the
-                seed `seed + n`.
+            request: How answers are drawn; its prompt is replaced, the template's ids that end a
+                turn are added, and the n-th answer has the seed `seed + n`.
             system: What the model is told before all else; empty is nothing.
             stop: Texts before which an answer ends.
         """
@@ -43,7 +43,7 @@ class Conversation:
         self.forgotten = 0
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self._request, self._stop = request, tuple(stop)
-        self._answers = 0
+        self._answers, self._answering = 0, False
 
     def answer(self, text: str, check: Callable[[], None] = lambda: None) -> Iterator[str]:
         """Say something, and hear the answer as it comes.
@@ -55,26 +55,37 @@ class Conversation:
             check: Called between parts; may raise, to give up.
 
         Raises:
-            ValueError: If the template refuses the conversation, or what was said last does not
-                fit into the context by itself. It then counts as not said.
+            ValueError: If the template or the engine refuses it, or what was said last does not fit
+                into the context by itself. It then counts as not said.
+            RuntimeError: If another answer is under way.
         """
+        if self._answering:
+            raise RuntimeError("one answer must end, or be closed, before the next one begins.")
         said = [*self.messages, _said("user", text)]
-        prompt = self._fitting(said)
+        ends = (*self._template.end_ids(self._tokenizer), *self._request.stop_ids)
         request = dataclasses.replace(
             self._request,
-            prompt=prompt,
+            prompt=self._fitting(said),
             seed=self._request.seed + self._answers,
-            stop_ids=self._template.end_ids(self._tokenizer),
+            stop_ids=tuple(dict.fromkeys(ends)),
         )
         heard: list[str] = []
-        parts = stream_request(self._engine, self._tokenizer, request, stop=self._stop, check=check)
+        self._answering = True
         try:
+            parts = stream_request(
+                self._engine, self._tokenizer, request, stop=self._stop, check=check
+            )
             for part in parts:
                 heard.append(part)
                 yield part
+        except ValueError:  # it was never taken in
+            said = self.messages
+            raise
         finally:
-            self.messages = [*said, _said("assistant", "".join(heard))]
-            self._answers += 1
+            self._answering = False
+            if said is not self.messages:
+                self.messages = [*said, _said("assistant", "".join(heard))]
+                self._answers += 1
 
     def _fitting(self, said: list[Message]) -> Ids:
         """Encode what fits, leaving out the oldest messages but the system's."""

@@ -26,7 +26,7 @@ _SHARED = ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id
 
 def has_text_part(raw: Mapping[str, Any]) -> bool:
     """Whether a `config.json` describes a language model inside another one."""
-    return raw.get("model_type") in _KINDS and isinstance(raw.get("text_config"), dict)
+    return str(raw.get("model_type")) in _KINDS and isinstance(raw.get("text_config"), dict)
 
 
 def describe_text_part(raw: Mapping[str, Any]) -> str:

@@ -52,6 +52,44 @@ def test_enough_beams_find_the_best_of_all_texts(model):
         assert [x.score for x in found] == sorted((x.score for x in found), reverse=True)
 
 
+def test_beams_that_go_on_are_found_behind_all_that_end():
+    """Three ways to end are likelier than the second beam that goes on."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Table:
+        logits_of: jax.Array
+
+        @property
+        def config(self):
+            return dataclasses.replace(CONFIG, vocab_size=5)
+
+        def init_cache(self, rows, slots, *, reach=1, quantized=False):
+            return jnp.zeros((rows, slots))
+
+        def decode(self, tokens, cache, positions, lengths=None):
+            return self.logits_of[tokens], cache
+
+        def logits(self, hidden):
+            return hidden
+
+    tiny = 1e-6
+    table = np.full((5, 5), tiny, np.float32)
+    table[1] = [0.4, 0.3, 0.15, 0.1, 0.05]  # of what follows the prompt
+    table[0, 0] = table[4, 1] = 1.0
+    found = beam_search(
+        Table(jnp.log(jnp.asarray(table))),
+        [1],
+        beams=2,
+        max_tokens=3,
+        stop_ids=[1, 2, 3],
+        length_penalty=3.0,
+    )
+    assert [text.tokens.tolist() for text in found] == [[0, 0, 0], [4, 1]]
+    expected = [np.log(0.4) / 27, np.log(0.05) / 8]
+    np.testing.assert_allclose([text.score for text in found], expected, atol=1e-4)
+
+
 def test_every_score_is_that_of_its_text(model):
     every = dict(score_all(model, 3, 1.0))
     for text in beam_search(model, PROMPT, beams=4, max_tokens=N, stop_ids=[3]):
@@ -78,6 +116,8 @@ def test_a_long_prompt_is_read_in_parts(model):
         ({"max_tokens": 126}, "context of 128 tokens; got 3 and up to 126"),
         ({"max_tokens": 0}, "`max_tokens` must be at least 1"),
         ({"prompt": []}, "at least one token"),
+        ({"vocab_size": 9}, "`vocab_size` must be from 1 to 8; got 9"),
+        ({"length_penalty": float("nan")}, "`length_penalty` must be a number"),
     ],
 )
 def test_searches_that_cannot_be_are_refused(options, message):

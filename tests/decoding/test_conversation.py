@@ -6,7 +6,7 @@ from genai_jax.data.chat_templates import ChatTemplate, ChatTemplateError
 from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.decoding.conversation import Conversation
 from genai_jax.decoding.engine import Engine
-from genai_jax.decoding.requests import Request
+from genai_jax.decoding.requests import ContextError, Request
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
@@ -71,6 +71,24 @@ def test_what_cannot_be_said_counts_as_not_said(engine):
     strict = ChatTemplate("{{ raise_exception('no') }}")
     with pytest.raises(ChatTemplateError, match="no"):
         list(Conversation(engine, TOKENIZER, strict, REQUEST).answer("hi"))
+
+
+def test_what_the_engine_refuses_counts_as_not_said(engine):
+    strict = Request((), SamplingConfig(), max_tokens=60, overflow="error")
+    conversation = Conversation(engine, TOKENIZER, TEMPLATE, strict)
+    with pytest.raises(ContextError, match="fit into the context"):
+        list(conversation.answer("hello"))
+    assert conversation.messages == []
+
+
+def test_one_answer_at_a_time(engine):
+    conversation = Conversation(engine, TOKENIZER, TEMPLATE, REQUEST)
+    first = conversation.answer("hi")
+    next(first)
+    with pytest.raises(RuntimeError, match="one answer must end"):
+        next(conversation.answer("so"))
+    first.close()
+    assert "".join(conversation.answer("so"))
 
 
 def test_a_stop_text_ends_an_answer(engine):
