@@ -67,13 +67,14 @@ class Engine:
             ValueError: If a number is out of its range.
         """
         most = model.config.max_length
+        known = model.config.vocab_size if vocab_size is None else vocab_size
         ranges = {
             "rows": (rows, 2, 1 << 16),
             "context": (context or most, 2, most),
             "width": (width, 1, 16),
             "chunk": (chunk, 1, 1 << 16),
             "prefixes": (prefixes, 0, 1 << 16),
-            "vocab_size": (vocab_size or model.config.vocab_size, 1, model.config.vocab_size),
+            "vocab_size": (known, 1, model.config.vocab_size),
         }
         for name, (value, lowest, highest) in ranges.items():
             if not lowest <= value <= highest:
@@ -82,7 +83,7 @@ class Engine:
             raise ValueError(f"`chunk` must be a power of two; got {chunk}.")
         self.context = context or most
         self._vocab_size = model.config.vocab_size
-        self._known = np.int32(vocab_size or self._vocab_size)
+        self._known = np.int32(known)
         self._model = on_one_device(model)
         self._width, self._chunk = width, chunk
         # Prompts are padded to whole chunks; what is guessed may lie behind the last token.

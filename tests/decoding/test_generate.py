@@ -10,8 +10,10 @@ from genai_jax.decoding.generate import generate
 from genai_jax.decoding.loop import advance
 from genai_jax.decoding.requests import Request
 from genai_jax.decoding.sampling import SamplingConfig
-from genai_jax.models.lm import LanguageModel
+from genai_jax.models.lm import SHARDING_RULES, LanguageModel
 from genai_jax.nn.config import TransformerConfig
+from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import shardings_for
 
 GREEDY, WARM = SamplingConfig(0.0), SamplingConfig(1.5)
 CONFIG = TransformerConfig(
@@ -286,6 +288,20 @@ def test_check_is_called_and_may_raise(model):
 
     with pytest.raises(KeyboardInterrupt):
         generate(model, [[1]], GREEDY, max_tokens=3, check=check)
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "scanned"])
+def test_models_that_are_cut_over_devices_write_the_same(layers):
+    model = LanguageModel(dataclasses.replace(CONFIG, layers=layers), jax.random.key(0))
+    mesh = make_mesh(fsdp=8)
+    cut = jax.device_put(model, shardings_for(model, mesh, SHARDING_RULES))
+    assert len(cut.embedding.table[...].sharding.device_set) == 8
+    expected = generate(model, PROMPTS, WARM, max_tokens=12, seed=2)
+    for found, alone in zip(
+        generate(cut, PROMPTS, WARM, max_tokens=12, seed=2), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found.tokens, alone.tokens)
+        np.testing.assert_allclose(found.log_probs, alone.log_probs, atol=1e-4)
 
 
 def test_models_of_replicated_parameters_run_on_one_device(model):
