@@ -46,16 +46,17 @@ class SampleConfig:
         seed: Of the noise: the same seed gives the same text.
         samples: Texts to write, with the seeds `seed`, `seed + 1`, ...
         beams: Texts side by side in a search for the likeliest; 0 draws instead.
-        overflow: What happens where prompt and text exceed the context. truncate: the prompt loses
-            its oldest tokens. stop: text ends where the context is full. roll: the oldest tokens
+        overflow: What happens where prompt and text exceed the context. truncate: a prompt that
+            leaves no room loses its oldest tokens. stop: text ends where the context is full. roll: the oldest tokens
             are dropped whenever it is full, but for `sinks`. error: it is refused.
         sinks: Oldest tokens that roll keeps.
         context: Most tokens of a chat, which bounds its memory; the oldest messages are left out
             beyond. 0 is the model's own.
         look_ahead: Tokens that are guessed from the text so far and read at once, up to 15; the
             text is the same, and comes faster where it repeats itself.
-        weights: int8 keeps kernels as 8-bit integers: a quarter of their memory.
-        cache: int8 keeps keys and values as 8-bit integers: a quarter of their memory.
+        weights: own: as they come. int8 keeps kernels as 8-bit integers: a quarter of their memory.
+        cache: own: in the type of the activations. int8 keeps keys and values as 8-bit integers: a
+            quarter of their memory.
         ema_sigma_rel: Length of an average of the parameters (standard deviation over steps so
             far) to make from the snapshots of a run that was trained with --ema-traces; 0 takes
             the newest parameters, or the average that the run itself has used.
@@ -80,8 +81,8 @@ class SampleConfig:
     sinks: int = 4
     context: int = 4096
     look_ahead: int = 0
-    weights: Literal["as they are", "int8"] = "as they are"
-    cache: Literal["as computed", "int8"] = "as computed"
+    weights: Literal["own", "int8"] = "own"
+    cache: Literal["own", "int8"] = "own"
     ema_sigma_rel: float = 0.0
 
     def __post_init__(self) -> None:
