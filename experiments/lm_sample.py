@@ -54,7 +54,8 @@ class SampleConfig:
             beyond. 0 is the model's own.
         look_ahead: Tokens that are guessed from the text so far and read at once, up to 15; the
             text is the same, and comes faster where it repeats itself.
-        weights: own: as they come. int8 keeps kernels as 8-bit integers: a quarter of their memory.
+        weights: own: as they come. int8 keeps kernels as 8-bit integers: a quarter of their
+            memory.
         cache: own: in the type of the activations. int8 keeps keys and values as 8-bit integers: a
             quarter of their memory.
         ema_sigma_rel: Length of an average of the parameters (standard deviation over steps so
