@@ -47,8 +47,9 @@ class SampleConfig:
         samples: Texts to write, with the seeds `seed`, `seed + 1`, ...
         beams: Texts side by side in a search for the likeliest; 0 draws instead.
         overflow: What happens where prompt and text exceed the context. truncate: a prompt that
-            leaves no room loses its oldest tokens. stop: text ends where the context is full. roll: the oldest tokens
-            are dropped whenever it is full, but for `sinks`. error: it is refused.
+            leaves no room loses its oldest tokens. stop: text ends where the context is full.
+            roll: the oldest tokens are dropped whenever it is full, but for `sinks`. error: it is
+            refused.
         sinks: Oldest tokens that roll keeps.
         context: Most tokens of a chat, which bounds its memory; the oldest messages are left out
             beyond. 0 is the model's own.
