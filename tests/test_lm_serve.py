@@ -98,6 +98,8 @@ def test_a_process_serves_until_a_signal(by, code, model):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Who runs the tests in the background ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
