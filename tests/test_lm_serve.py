@@ -75,11 +75,14 @@ def test_a_template_that_cannot_be_rendered_is_said_at_the_start(capsys):
 
 # The model itself is not what is on trial here: the process gets one that was not trained.
 SCRIPT = """
+import signal
 import sys
 from experiments import lm_serve
 from genai_jax.data.chat_templates import ChatTemplate
 from tests.test_lm_serve import found
 chat = ChatTemplate("{{ messages[0].role }}: {{ messages[0].content }} <|endoftext|>")
+# Who runs the tests in the background ignores it, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 lm_serve.load_text_model = lambda folder, sigma_rel: found(chat if folder == "talks" else None)
 sys.exit(lm_serve.main())
 """
@@ -98,8 +101,6 @@ def test_a_process_serves_until_a_signal(by, code, model):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Who runs the tests in the background ignores it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
