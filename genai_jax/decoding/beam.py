@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from genai_jax.decoding.loop import DecodingModel, empty_cache, prefill
+from genai_jax.decoding.loop import DecodingModel, empty_cache, read_part
 from genai_jax.decoding.requests import (
     NO_TOKEN,
     Request,
@@ -122,7 +122,9 @@ def beam_search(
     check_request(request, known, model.config.max_length)
     tokens = np.asarray(request.prompt)
     slots = max(_CHUNK, 1 << (len(tokens) + request.max_tokens - 1).bit_length())
-    one = _read(model, tokens[:-1], slots)
+    one = empty_cache(model, 1, slots, 1, False)
+    for start in range(0, len(tokens) - 1, _CHUNK):
+        one = read_part(model, one, tokens[:-1], start, _CHUNK)
     several = jax.eval_shape(lambda: empty_cache(model, beams, slots, 1, False))
     axes = jax.tree.map(axis_of_rows, several, one)
     found = _search(
@@ -147,18 +149,6 @@ def beam_search(
         for text, score in zip(texts, scores, strict=True)
         if score > -np.inf
     ]
-
-
-def _read(model: DecodingModel, tokens: np.ndarray, slots: int) -> PyTree:
-    """Make a cache of one row with the prompt in it."""
-    cache = empty_cache(model, 1, slots, 1, False)
-    padded = np.zeros((1, slots), np.int32)
-    padded[0, : len(tokens)] = tokens
-    lengths = np.array([len(tokens)], np.int32)
-    for start in range(0, len(tokens), _CHUNK):
-        part = padded[:, start : start + _CHUNK]
-        cache = prefill(model, cache, part, np.int32(start), lengths)
-    return cache
 
 
 @functools.partial(jax.jit, static_argnames=("buffer", "candidates", "axes"))

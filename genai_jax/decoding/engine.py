@@ -16,7 +16,7 @@ from genai_jax.decoding.loop import (
     empty_cache,
     on_one_device,
     place_row,
-    prefill,
+    read_part,
 )
 from genai_jax.decoding.prefixes import Prefixes
 from genai_jax.decoding.requests import Request, check_request, kept_prompt, owned, rolled
@@ -333,11 +333,7 @@ class Engine:
         for start in range(done, len(tokens), self._chunk):
             if 0 < start == branch:
                 self._prefixes.keep(tokens[:start], jax.tree.map(jnp.copy, cache))
-            part = np.zeros((1, self._chunk), np.int32)
-            some = tokens[start : start + self._chunk]
-            part[0, : len(some)] = some
-            lengths = np.array([len(tokens)], np.int32)
-            cache = prefill(self._model, cache, part, np.int32(start), lengths)
+            cache = read_part(self._model, cache, tokens, start, self._chunk)
         if keep:
             self._prefixes.keep(tokens, cache)
         return cache

@@ -96,6 +96,16 @@ def prefill(
     return model.decode(tokens, cache, positions, lengths)[1]
 
 
+def read_part(
+    model: Any, cache: PyTree, tokens: Int[np.ndarray, " n"], start: int, chunk: int
+) -> PyTree:
+    """Put the chunk of a text that begins at `start` into the cache of one row."""
+    part = np.zeros((1, chunk), np.int32)
+    some = tokens[start : start + chunk]
+    part[0, : len(some)] = some
+    return prefill(model, cache, part, np.int32(start), np.array([len(tokens)], np.int32))
+
+
 place_row = jax.jit(put_row, donate_argnums=0)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.engine import Engine
-from genai_jax.decoding.loop import advance, place_row, prefill
+from genai_jax.decoding.loop import advance, place_row, prefill, read_part
 from genai_jax.decoding.requests import ContextError, Request
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.models.lm import LanguageModel
@@ -101,9 +101,9 @@ def test_sharing_prefixes_changes_no_bit(kind, request):
     requests = [Request(p, WARM, max_tokens=6, seed=i) for i, p in enumerate(prompts)]
     plain = Engine(model, **SHAPE).run(requests)
     shared = Engine(model, prefixes=4, **SHAPE)
-    read, whole = [], prefill
+    read, whole = [], read_part
     reads = pytest.MonkeyPatch()
-    reads.setattr("genai_jax.decoding.engine.prefill", lambda *a: (read.append(1), whole(*a))[1])
+    reads.setattr("genai_jax.decoding.engine.read_part", lambda *a: (read.append(1), whole(*a))[1])
     try:
         for found, expected in zip(shared.run(requests), plain, strict=True):
             assert_same(found, expected)
