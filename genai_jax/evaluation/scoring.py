@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Int32
 
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.objectives.next_token import NextTokenModel
+from genai_jax.objectives.token_log_probs import score_rows
 
-_CHUNK_LOGITS = 2**22  # float32, 16 MiB
 _BATCH_TOKENS = 2**13
 _LEAST_LENGTH = 16
 
@@ -177,54 +176,8 @@ def _score_rows(model: NextTokenModel, windows: Sequence[_Window], size: int) ->
 def _score_batch(
     model: NextTokenModel, tokens: Int[Array, "b t"], targets: Int[Array, "b t"]
 ) -> tuple[Float[Array, "b t"], Int[Array, "b t"]]:
-    hidden = model.hidden(tokens, positions=None, segment_ids=None, key=None)
-    return token_scores(hidden, model.head(), targets, softcap=model.config.final_softcap)
-
-
-def token_scores(
-    hidden: Float[Array, "b t d"],
-    head: Float[Array, "v d"],
-    targets: Int[Array, "b t"],
-    *,
-    softcap: float | None = None,
-    chunk: int | None = None,
-) -> tuple[Float[Array, "b t"], Int[Array, "b t"]]:
-    r"""Compute log-probabilities and ranks of a linear head's tokens, chunk by chunk along T.
-
-    $l_{y} - \log \sum_v e^{l_v}$ with $l = c(h W^\top)$ in float32, as
-    `objectives.next_token.cross_entropy` sums it.
-
-    Args:
-        hidden: h.
-        head: W.
-        targets: y, ids below V.
-        softcap: Bound κ of the logits, $c(x) = \kappa \tanh(x / \kappa)$; None is none.
-        chunk: Tokens of a row in one chunk, which divide T; None keeps its logits to 16 MiB.
-
-    Returns:
-        Log-probabilities in nats; and ranks, 1 + the number of likelier ids.
-    """
-    rows, length, width = hidden.shape
-    if chunk is None:
-        most = max(1, min(length, _CHUNK_LOGITS // (rows * head.shape[0])))
-        chunk = max(size for size in range(1, most + 1) if length % size == 0)
-    table = head.astype(hidden.dtype)
-
-    def score(part: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = jnp.einsum("bcd,vd->bcv", part[0], table, preferred_element_type=jnp.float32)
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
-        own = jnp.take_along_axis(logits, part[1][..., None], axis=-1)
-        log_probs = own[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-        return log_probs, 1 + jnp.sum(logits > own, axis=-1, dtype=jnp.int32)
-
-    parts = (
-        jnp.moveaxis(hidden.reshape(rows, -1, chunk, width), 1, 0),
-        jnp.moveaxis(targets.reshape(rows, -1, chunk), 1, 0),
-    )
-    scored = jax.lax.map(score, parts)
-    log_probs, ranks = (jnp.moveaxis(x, 0, 1).reshape(rows, length) for x in scored)
-    return log_probs, ranks
+    scores = score_rows(model, tokens, targets)
+    return scores.log_probs, scores.ranks
 
 
 def _power_of_two(number: int, least: int = _LEAST_LENGTH) -> int:

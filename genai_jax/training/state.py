@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from genai_jax.parallel.sharding import shardings_for
+from genai_jax.training.partition import Trains, trainable
 from genai_jax.types import PyTree
 
 
@@ -50,6 +51,7 @@ def init_state(
     ema: bool = False,
     context: PyTree = None,
     traces: Collection[str] = (),
+    trains: Trains = None,
 ) -> TrainState:
     """Make the first state in place: every device draws its own part, and no host holds it all.
 
@@ -61,6 +63,7 @@ def init_state(
         ema: Whether to keep a moving average.
         context: What else the objective reads.
         traces: Names of the averages that are kept for `posthoc_ema`.
+        trains: Says by its name whether a parameter trains: the optimizer has no state for others.
     """
 
     def init() -> TrainState:
@@ -68,7 +71,7 @@ def init_state(
         return TrainState(
             jnp.zeros((), jnp.int32),
             model,
-            optimizer.init(model),
+            optimizer.init(trainable(model, trains)),
             first_average(model) if ema else None,
             context,
             {name: first_average(model) for name in traces} or None,

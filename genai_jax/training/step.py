@@ -21,6 +21,8 @@ from jaxtyping import Float
 
 from genai_jax.parallel.sharding import replicated
 from genai_jax.training.ema import Average, update_average
+from genai_jax.training.partition import Trains, trainable, with_trainable
+from genai_jax.training.passes import ONE_PASS, Passes, in_passes
 from genai_jax.training.state import TrainState
 from genai_jax.types import Array, Batch, Metrics, Objective, PyTree, Terms
 
@@ -131,6 +133,8 @@ def global_gradients(
     over_data: Callable[[PyTree], PyTree],
     *,
     unroll: bool = False,
+    trains: Trains = None,
+    batch_means: Objective | None = None,
 ) -> tuple[PyTree, Metrics]:
     """Sum gradients and metrics over the microbatches of these rows, then `over_data`.
 
@@ -138,6 +142,8 @@ def global_gradients(
     microbatch can divide by them at once and the cut changes nothing. Arguments: `make_train_step`.
     """
     parts = split_rows(batch, microbatches)
+    if batch_means is not None:
+        context = context | {"batch_means": _means(batch_means, model, parts, context, over_data)}
 
     def weights_of(part: Batch) -> dict[str, Array]:
         # Whatever else the objective computes here is unused, and the compiler leaves it out.
@@ -146,25 +152,46 @@ def global_gradients(
 
     totals = over_data(jax.tree.map(jnp.sum, jax.vmap(weights_of)(parts)))
 
-    def loss(model: PyTree, part: Batch) -> tuple[Array, dict[str, Array]]:
-        terms = objective(model, part, context)
+    def loss(training: PyTree, part: Batch) -> tuple[Array, dict[str, Array]]:
+        terms = objective(with_trainable(model, training, trains), part, context)
         return loss_of(terms, totals), {name: term.sum for name, term in terms.items()}
 
     gradients_of = jax.grad(loss, has_aux=True)
+    training = trainable(model, trains)
     first = jax.tree.map(lambda x: x[0], parts)
     if microbatches == 1:
-        summed = gradients_of(model, first)
+        summed = gradients_of(training, first)
     else:
 
         def add(summed: PyTree, part: Batch) -> tuple[PyTree, None]:
             part = _after(summed, part) if unroll else part
-            return jax.tree.map(jnp.add, summed, gradients_of(model, part)), None
+            return jax.tree.map(jnp.add, summed, gradients_of(training, part)), None
 
-        shapes = jax.eval_shape(gradients_of, model, first)
+        shapes = jax.eval_shape(gradients_of, training, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         summed, _ = jax.lax.scan(add, zeros, parts, unroll=unroll)
     gradients, sums = over_data(summed)
     return gradients, {name: (sums[name], totals[name]) for name in sums}
+
+
+def _means(
+    objective: Objective,
+    model: PyTree,
+    parts: Batch,
+    context: PyTree,
+    over_data: Callable[[PyTree], PyTree],
+) -> dict[str, Array]:
+    """Compute means over the global batch, one microbatch after the other, without a gradient."""
+
+    def sums(part: Batch) -> dict[str, tuple[Array, Array]]:
+        terms = objective(model, part, context)
+        return {name: (term.sum, term.weight) for name, term in terms.items()}
+
+    totals = over_data(jax.tree.map(jnp.sum, jax.lax.map(sums, parts)))
+    return {
+        name: jax.lax.stop_gradient(total / jnp.where(weight == 0, 1, weight))
+        for name, (total, weight) in totals.items()
+    }
 
 
 def _after(done: PyTree, part: Batch) -> Batch:
@@ -181,18 +208,34 @@ def _after(done: PyTree, part: Batch) -> Batch:
 
 
 def make_gradients(
-    objective: Objective, mesh: Mesh, microbatches: int = 1, *, unroll: bool = False
+    objective: Objective,
+    mesh: Mesh,
+    microbatches: int = 1,
+    *,
+    unroll: bool = False,
+    trains: Trains = None,
+    batch_means: Objective | None = None,
 ) -> Callable[[PyTree, Batch, PyTree], tuple[PyTree, Metrics]]:
-    """Make `(model, batch, context) -> (gradients, metrics)` over a mesh; to be called in `jit`."""
+    """Make `(model, batch, context) -> (gradients, metrics)` over a mesh; to be called in `jit`.
+
+    Gradients are those of what trains. Arguments: `make_train_step`.
+    """
     members = mesh.shape["data"]
 
     def over_data(tree: PyTree) -> PyTree:
         return _reduce(tree, flat=members == mesh.size and jax.default_backend() == "cpu")
 
     def gradients(model: PyTree, batch: Batch, context: PyTree) -> tuple[PyTree, Metrics]:
-        total = over_data if members > 1 else lambda tree: tree
         return global_gradients(
-            objective, model, batch, context, microbatches, total, unroll=unroll
+            objective,
+            model,
+            batch,
+            context,
+            microbatches,
+            over_data if members > 1 else lambda tree: tree,
+            unroll=unroll,
+            trains=trains,
+            batch_means=batch_means,
         )
 
     if members == 1:
@@ -219,6 +262,10 @@ def make_train_step(
     clip_norm: float | None = 1.0,
     ema: Average | None = None,
     traces: Mapping[str, Average] | None = None,
+    trains: Trains = None,
+    batch_means: Objective | None = None,
+    passes: Passes = ONE_PASS,
+    next_context: Callable[[PyTree, Batch], PyTree] | None = None,
 ) -> TrainStep:
     r"""Make the jitted step.
 
@@ -236,37 +283,45 @@ def make_train_step(
         clip_norm: The gradient is scaled to this global norm where it is longer; None never.
         ema: How the average of the parameters moves; the state must have one. None has none.
         traces: The same of the averages that are kept for `posthoc_ema`, by name.
+        trains: Says by its name whether a parameter trains; the state must be made with the same.
+        batch_means: `(model, batch, context) -> Terms`, for an objective that is no sum over rows:
+            these means over the rows of an update come first, without a gradient, and the
+            objective finds them as `context["batch_means"]`. The context must be a dictionary.
+        passes: How many updates are made of a batch, and of which of its rows.
+        next_context: What the context becomes after the updates.
 
     Returns:
         `(state, batch) -> (state, metrics)`; metrics are (sum, weight): one for every term of the
-        objective, and `grad_norm`, before clipping.
+        objective, and `grad_norm`, before clipping; over all updates.
 
     Reference: clipping: Pascanu et al., arXiv:1211.5063, algorithm 1.
     """
-    gradients_of = make_gradients(objective, mesh, microbatches, unroll=unroll)
+    gradients_of = make_gradients(
+        objective, mesh, microbatches, unroll=unroll, trains=trains, batch_means=batch_means
+    )
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, number: Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Make the update of this number since the beginning of the run."""
         rows = jax.tree.leaves(batch)[0].shape[0]
-        check_rows(rows, mesh, microbatches)
         batch = batch | {
-            "key": row_keys(seed, state.step, rows),
-            "stratified": stratified_times(seed, state.step, rows),
+            "key": row_keys(seed, number, rows),
+            "stratified": stratified_times(seed, number, rows),
         }
         gradients, metrics = gradients_of(state.model, batch, state.context)
         norm = optax.tree.norm(gradients)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        training = trainable(state.model, trains)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, training)
+        model = with_trainable(state.model, optax.apply_updates(training, updates), trains)
         metrics |= {"grad_norm": (norm, jnp.ones((), jnp.float32))}
 
         def move(average: PyTree, rule: Average) -> PyTree:
-            return update_average(average, model, rule.share(state.step))
+            return update_average(average, model, rule.share(number))
 
         after = dataclasses.replace(
             state,
-            step=state.step + 1,
             model=model,
             opt_state=opt_state,
             ema=state.ema if ema is None else move(state.ema, ema),
@@ -275,6 +330,14 @@ def make_train_step(
             else state.traces,
         )
         return after, metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        check_rows(rows, mesh, microbatches * passes.minibatches)
+        after, metrics = in_passes(update, passes, state, batch, seed, mesh)
+        if next_context is not None:
+            after = dataclasses.replace(after, context=next_context(state.context, batch))
+        return dataclasses.replace(after, step=state.step + 1), metrics
 
     structure: Any = jax.tree.structure(like)
 

@@ -17,11 +17,11 @@ from genai_jax.evaluation.scoring import (
     _windows,
     score_texts,
     score_tokens,
-    token_scores,
 )
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.next_token import next_token
+from genai_jax.objectives.token_log_probs import token_scores
 
 V, LENGTH = 260, 48
 CONFIG = TransformerConfig(
@@ -106,7 +106,7 @@ def test_chunks_change_nothing(chunk):
     hidden = jnp.asarray(rng.standard_normal((3, 8, 5)), jnp.float32)
     head = jnp.asarray(rng.standard_normal((7, 5)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, 7, (3, 8)))
-    log_probs, ranks = token_scores(hidden, head, targets, chunk=chunk)
+    log_probs, _, ranks = token_scores(hidden, head, targets, chunk=chunk)
     logits = np.einsum("btd,vd->btv", hidden, head).astype(np.float64)
     own = np.take_along_axis(logits, np.asarray(targets)[..., None], -1)
     np.testing.assert_allclose(
