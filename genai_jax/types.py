@@ -33,5 +33,6 @@ Metrics = dict[str, tuple[Array, Array]]
 """Scalars by name, as (sum, weight)."""
 
 Objective = Callable[[Any, Batch, Any], Terms]
-"""`(model, batch, context) -> Terms`; in training the batch carries a PRNG key a row as `key`, and
-as `stratified` a number in [0, 1) a row, evenly spread over the global batch."""
+"""`(model, batch, context) -> Terms`; in training the batch carries for each row a PRNG key as
+`key`, as `stratified` a number in [0, 1), evenly spread over the global batch, as `step` the number
+of completed steps and, where a step has several updates, as `update` which of them it is for."""

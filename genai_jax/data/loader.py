@@ -3,6 +3,7 @@
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,11 +56,12 @@ class Loader:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="loader")
         self._pending: dict[int, Future[Batch]] = {}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, state: Any = None) -> Batch:
         """Get the batch of a step, at once if it follows the one asked for before.
 
         Args:
             step: Completed steps, from 0 on.
+            state: Not read: other batches depend on it.
 
         Raises:
             Exception: Whatever went wrong while a row was read.

@@ -5,9 +5,8 @@ What experiments have in common once they have made a state, a step and data.
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from genai_jax.data.loader import Loader
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.initialise import Source, begin_from
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
@@ -17,9 +16,22 @@ from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, abstract_like
 from genai_jax.training.step import TrainStep
+from genai_jax.types import Batch
 
 Say = Callable[[str], None]
 """Prints lines above the progress bar."""
+
+
+class Batches(contextlib.AbstractContextManager[Any], Protocol):
+    """Where batches come from: a `Loader`, or a policy's answers."""
+
+    def batch(self, step: int, state: Callable[[], TrainState]) -> Batch:
+        """Give the batch of a step.
+
+        Args:
+            step: Completed steps.
+            state: Gives the state after them, of which the batch may be a function.
+        """
 
 
 def fit(
@@ -27,7 +39,7 @@ def fit(
     run: RunDirectory,
     state: TrainState,
     train_step: TrainStep,
-    loader: Loader,
+    batches: Batches,
     *,
     stop: StopRequest,
     evaluate: Callable[[Any], Mapping[str, float]],
@@ -38,6 +50,7 @@ def fit(
     loss_unit: str,
     init: Source | None = None,
     snapshot_every: int = 0,
+    check: Callable[[Mapping[str, float]], None] = lambda values: None,
 ) -> tuple[TrainState, int]:
     """Train from the newest checkpoint of the run, if there is one, to the last step.
 
@@ -46,7 +59,7 @@ def fit(
         run: Takes everything that is written.
         state: The first state; donated.
         train_step: The jitted step.
-        loader: Gives the batch of a step; closed at the end.
+        batches: Gives the batch of a step; closed at the end.
         stop: Polled before every step.
         evaluate: `averaged model -> values`, written as `val/<name>`.
         sample: `(averaged model, say) -> {suffix: content}`, written to `samples/<step><suffix>`.
@@ -57,6 +70,7 @@ def fit(
         init: Reads the parameters that the run begins with; None: those of `state`.
         snapshot_every: Steps between two snapshots of the traces, if the state has some, to the
             run's folder `ema`; 0 makes one at the end only.
+        check: Is given the metrics of every step; may raise `loop.StepError`.
 
     Returns:
         The last state and the exit code, as `loop.train` gives them.
@@ -74,7 +88,7 @@ def fit(
     checkpoints = Checkpoints(
         run.folder("checkpoints"), keep=options.keep, provenance=run.provenance()
     )
-    with checkpoints, loader:
+    with checkpoints, batches:
         start, state = _resume_or_begin(run, checkpoints, state, init, reporter.say)
         with _open_snapshots(run, state) as snapshots:
             leaves, exit_code = train(
@@ -82,7 +96,9 @@ def fit(
                 start,
                 train_step=train_step.on_leaves,
                 whole=train_step.whole,
-                next_batch=lambda state, step: loader.batch(step),
+                next_batch=lambda leaves, step: batches.batch(
+                    step, lambda: train_step.whole(leaves)
+                ),
                 run=run,
                 checkpoints=checkpoints,
                 reporter=reporter,
@@ -96,6 +112,7 @@ def fit(
                     snapshots=snapshots,
                     profile_steps=parse_profile_steps(options.profile_steps),
                     loss_unit=loss_unit,
+                    check=check,
                 ),
             )
             return train_step.whole(leaves), exit_code

@@ -34,6 +34,14 @@ class NonFiniteError(ArithmeticError):
     """The loss or the norm of the gradient of a step is infinite or not a number."""
 
 
+class BatchError(RuntimeError):
+    """The next batch cannot be made: the run is saved as it is, and ends."""
+
+
+class StepError(RuntimeError):
+    """What a step reports says that it was not what it should be; nothing after it is saved."""
+
+
 def host_means(metrics: Metrics) -> dict[str, float]:
     """Divide sums by weights on the host, in float64: the same value on every machine.
 
@@ -76,6 +84,7 @@ class Interludes:
         snapshots: Takes `state.traces`; None takes none.
         profile_steps: Steps whose profile is written to `profile/`.
         loss_unit: Of the loss, for the axis of the plot.
+        check: Is given the metrics of every step; may raise `StepError`.
     """
 
     save_every: int = 0
@@ -86,6 +95,7 @@ class Interludes:
     snapshots: Checkpoints | None = None
     profile_steps: range = range(0)
     loss_unit: str = "nats"
+    check: Callable[[Mapping[str, float]], None] = lambda values: None
 
 
 @dataclasses.dataclass
@@ -131,6 +141,7 @@ class _Ledger:
         for name in _MUST_BE_FINITE:
             if not math.isfinite(values.get(name, 0.0)):
                 raise NonFiniteError(f"step {step}: {name} is {values[name]}")
+        self.interludes.check(values)
         self.run.metrics.append({"step": step} | {f"train/{k}": v for k, v in values.items()})
         self.reporter.step(step, values)
 
@@ -214,6 +225,7 @@ def train(
         start: Completed steps.
         train_step: `(state, batch) -> (state, metrics)`, jitted; metrics are (sum, weight).
         next_batch: `(state, step) -> batch`, with the number of completed steps; a pure function.
+            May raise `BatchError`.
         run: Takes the metrics, samples and plots.
         checkpoints: Takes the states.
         reporter: Takes whatever is for human eyes; knows how many steps there are.
@@ -259,7 +271,13 @@ def train(
                 stopping = not ledger.close_step(step, state)
             if done > start:
                 ledger.save(done, state)  # nothing new unless a signal came
-        except NonFiniteError as error:
+        except BatchError as error:
+            if done > start:
+                ledger.save(done, state)
+            ledger.wait()
+            reporter.say(f"STOPPED: {error} The run is saved at step {done}.", error=True)
+            return state, 1
+        except (NonFiniteError, StepError) as error:
             ledger.wait()
             reporter.say(_advice(error, checkpoints), error=True)
             return state, 1
@@ -306,13 +324,15 @@ def _draw_plots(
         reporter.say(f"WARNING: {picture} cannot be written ({error})", error=True)
 
 
-def _advice(error: NonFiniteError, checkpoints: Checkpoints) -> str:
+def _advice(error: NonFiniteError | StepError, checkpoints: Checkpoints) -> str:
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint"
+    stopped = f"STOPPED: {error}. Nothing was saved after it; {last} in {checkpoints.directory}."
+    if isinstance(error, StepError):
+        return stopped
     return (
-        f"STOPPED: {error}. Nothing was saved after it; {last} in {checkpoints.directory}. "
-        "The same command would come to the same step again: lower the learning rate, clip the "
-        "gradient harder, or look at the batch of that step."
+        f"{stopped} The same command would come to the same step again: lower the learning rate, "
+        "clip the gradient harder, or look at the batch of that step."
     )
 
 

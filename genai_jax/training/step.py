@@ -334,6 +334,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = jax.tree.leaves(batch)[0].shape[0]
         check_rows(rows, mesh, microbatches * passes.minibatches)
+        batch = batch | {"step": jnp.broadcast_to(state.step, rows)}
         after, metrics = in_passes(update, passes, state, batch, seed, mesh)
         if next_context is not None:
             after = dataclasses.replace(after, context=next_context(state.context, batch))
