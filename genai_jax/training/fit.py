@@ -68,8 +68,7 @@ def fit(
         flops_per_unit: Model FLOPs of training on one.
         loss_unit: Of the loss, for the axis of the plot.
         init: Reads the parameters that the run begins with; None: those of `state`.
-        snapshot_every: Steps between two snapshots of the traces, if the state has some, to the
-            run's folder `ema`; 0 makes one at the end only.
+        snapshot_every: Steps between two snapshots of the traces, to `ema`; 0: at the end only.
         check: Is given the metrics of every step; may raise `loop.StepError`.
 
     Returns:
@@ -96,9 +95,7 @@ def fit(
                 start,
                 train_step=train_step.on_leaves,
                 whole=train_step.whole,
-                next_batch=lambda leaves, step: batches.batch(
-                    step, lambda: train_step.whole(leaves)
-                ),
+                next_batch=lambda x, step: batches.batch(step, lambda: train_step.whole(x)),
                 run=run,
                 checkpoints=checkpoints,
                 reporter=reporter,

@@ -250,6 +250,49 @@ def make_gradients(
     )
 
 
+def _make_update(
+    gradients_of: Callable[[PyTree, Batch, PyTree], tuple[PyTree, Metrics]],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    clip_norm: float | None,
+    ema: Average | None,
+    traces: Mapping[str, Average],
+    trains: Trains,
+) -> Callable[[TrainState, Array, Batch], tuple[TrainState, Metrics]]:
+    """Make one update of the parameters and their averages. Arguments: `make_train_step`."""
+
+    def update(state: TrainState, number: Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        batch = batch | {
+            "key": row_keys(seed, number, rows),
+            "stratified": stratified_times(seed, number, rows),
+        }
+        gradients, metrics = gradients_of(state.model, batch, state.context)
+        norm = optax.tree.norm(gradients)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        training = trainable(state.model, trains)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, training)
+        model = with_trainable(state.model, optax.apply_updates(training, updates), trains)
+        metrics |= {"grad_norm": (norm, jnp.ones((), jnp.float32))}
+
+        def move(average: PyTree, rule: Average) -> PyTree:
+            return update_average(average, model, rule.share(number))
+
+        after = dataclasses.replace(
+            state,
+            model=model,
+            opt_state=opt_state,
+            ema=state.ema if ema is None else move(state.ema, ema),
+            traces={name: move(state.traces[name], rule) for name, rule in traces.items()}
+            or state.traces,
+        )
+        return after, metrics
+
+    return update
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -299,37 +342,7 @@ def make_train_step(
     gradients_of = make_gradients(
         objective, mesh, microbatches, unroll=unroll, trains=trains, batch_means=batch_means
     )
-
-    def update(state: TrainState, number: Array, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Make the update of this number since the beginning of the run."""
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        batch = batch | {
-            "key": row_keys(seed, number, rows),
-            "stratified": stratified_times(seed, number, rows),
-        }
-        gradients, metrics = gradients_of(state.model, batch, state.context)
-        norm = optax.tree.norm(gradients)
-        if clip_norm is not None:
-            scale = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
-            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-        training = trainable(state.model, trains)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, training)
-        model = with_trainable(state.model, optax.apply_updates(training, updates), trains)
-        metrics |= {"grad_norm": (norm, jnp.ones((), jnp.float32))}
-
-        def move(average: PyTree, rule: Average) -> PyTree:
-            return update_average(average, model, rule.share(number))
-
-        after = dataclasses.replace(
-            state,
-            model=model,
-            opt_state=opt_state,
-            ema=state.ema if ema is None else move(state.ema, ema),
-            traces={name: move(state.traces[name], traces[name]) for name in traces}
-            if traces
-            else state.traces,
-        )
-        return after, metrics
+    update = _make_update(gradients_of, optimizer, seed, clip_norm, ema, traces or {}, trains)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = jax.tree.leaves(batch)[0].shape[0]
