@@ -225,7 +225,7 @@ def train(
         start: Completed steps.
         train_step: `(state, batch) -> (state, metrics)`, jitted; metrics are (sum, weight).
         next_batch: `(state, step) -> batch`, with the number of completed steps; a pure function.
-            May raise `BatchError`.
+            May raise `BatchError`, or `Stopped` of `signals`.
         run: Takes the metrics, samples and plots.
         checkpoints: Takes the states.
         reporter: Takes whatever is for human eyes; knows how many steps there are.
@@ -257,8 +257,12 @@ def train(
                 if stopping or (stopping := _agreed(stop, step)):
                     break
                 profiler.before(step)
-                with reporter.waiting():
-                    batch = next_batch(state, step - 1)
+                try:
+                    with reporter.waiting():
+                        batch = next_batch(state, step - 1)
+                except Stopped:
+                    stopping = True
+                    break
                 with reporter.dispatching(step, first=step == start + 1):
                     state, metrics = train_step(state, batch)
                 # Of the step before: while the host writes its line, this one computes. Waiting
