@@ -1,4 +1,4 @@
-"""Renders a chat template in a process of its own: `python chat_rendering.py < request > answer`.
+"""Renders chat templates in a process of its own: `python chat_rendering.py < request > answer`.
 
 A template is a program by a stranger. Jinja2's sandbox keeps it from Python's insides; it does not
 keep it from taking all time and memory, and hardly can: operators, filters, methods of strings,
@@ -9,6 +9,7 @@ Nothing of the package is imported here: a start takes a tenth of a second, and 
 Where there is no `resource` (Windows), the caller's clock is the only bound.
 """
 
+import functools
 import json
 import re
 import sys
@@ -136,24 +137,24 @@ def mark_literals(tree: Any, mark: Callable[[str], str]) -> None:
             constant.value = mark(constant.value)
 
 
-def render(
-    source: str, variables: Mapping[str, Any], tokens: Mapping[str, str], marks: Mapping[str, str]
-) -> tuple[str, str]:
-    """Render a template, as it is and with marks.
+Rendering = Callable[[Mapping[str, Any]], tuple[str, str]]
+
+
+def compile_template(source: str, tokens: Mapping[str, str], marks: Mapping[str, str]) -> Rendering:
+    """Make what renders a template, as it is and with marks.
 
     Args:
         source: The template.
-        variables: What it may read.
         tokens: Texts of special tokens that it may read, by the names of variables.
         marks: What stands for each special token wherever the template writes it, and `tokens` do;
             in other variables nothing is marked.
 
     Returns:
-        The text without marks, and the text with them.
+        From the variables that it may read to the text without marks, and the text with them.
     """
     environment = make_environment()
 
-    def make(mark: Callable[[str], str]) -> str:
+    def make(mark: Callable[[str], str]) -> Callable[[Mapping[str, Any]], str]:
         tree = environment.parse(source)
         mark_literals(tree, mark)
         code = environment.compile(tree)
@@ -161,10 +162,18 @@ def render(
             environment, code, environment.make_globals(None)
         )
         texts = {name: mark(text) for name, text in tokens.items()}
-        return "".join(_bounded(template.generate(**texts | dict(variables))))
+        return lambda variables: "".join(_bounded(template.generate(**texts | dict(variables))))
 
     plain = make(make_marker({}))
-    return plain, make(make_marker(marks)) if marks else plain
+    marked = make(make_marker(marks)) if marks else plain
+    return lambda variables: (plain(variables), marked(variables))
+
+
+def render(
+    source: str, variables: Mapping[str, Any], tokens: Mapping[str, str], marks: Mapping[str, str]
+) -> tuple[str, str]:
+    """Render a template once; arguments and result as `compile_template`."""
+    return compile_template(source, tokens, marks)(variables)
 
 
 def _bounded(parts: Iterator[str]) -> Iterator[str]:
@@ -176,11 +185,28 @@ def _bounded(parts: Iterator[str]) -> Iterator[str]:
         yield part
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """Render what is asked for, or say why not."""
-    try:
-        plain, marked = render(**request)
+def answer(request: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Render each of the `conversations` that are asked for, or say why not."""
+    conversations = request["conversations"]
+    made: list[Rendering] = []
+
+    def compiled() -> dict[str, str]:
+        made.append(compile_template(request["source"], request["tokens"], request["marks"]))
+        return {}
+
+    def rendered(variables: Mapping[str, Any]) -> dict[str, str]:
+        plain, marked = made[0](variables)
         return {"plain": plain, "marked": marked}
+
+    if fault := _attempt(compiled):
+        return [fault] * len(conversations)
+    return [_attempt(functools.partial(rendered, variables)) for variables in conversations]
+
+
+def _attempt(action: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Do something with a template, or say why it cannot be done."""
+    try:
+        return action()
     except MemoryError:
         return {"error": "it needs more memory than it may have"}
     except RecursionError:

@@ -11,11 +11,8 @@ joined the messages. The messages themselves are not touched, so that a template
 it looks for (Qwen's the end of thinking, say).
 """
 
-import importlib.metadata
-import json
 import re
 import secrets
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from genai_jax.data import chat_rendering
+from genai_jax.data.chat_processes import render_in_process
 from genai_jax.data.folders import inside, read_json, read_text
 from genai_jax.data.tokenizers import Ids, Tokenizer
 
@@ -37,8 +34,6 @@ ROLES = ("system", "user", "assistant", "tool")
 _MOST_SOURCE = 1 << 20
 _MOST_MESSAGES = 1 << 12
 _MOST_CONTENT = 1 << 22
-_LEAST_JINJA2 = (3, 1, 6)  # strangers' templates have left the sandboxes of older ones
-_OUT_OF_TIME = (-9, -24)  # by SIGKILL or SIGXCPU
 _RESERVED = {"messages", "add_generation_prompt", "tools", "documents"}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -92,8 +87,8 @@ class ChatTemplate:
                 refuses the conversation, or needs more time or memory than it may have.
             ModuleNotFoundError: If Jinja2 is not installed.
         """
-        checked = _check_messages(messages)
-        return self._render(checked, add_generation_prompt, variables, {})[0]
+        given = self._given(messages, add_generation_prompt, variables)
+        return self._render([given], {})[0][0]
 
     def encode(
         self,
@@ -121,57 +116,62 @@ class ChatTemplate:
             ModuleNotFoundError: If Jinja2 is not installed.
             ValueError: If the tokenizer cannot encode a text.
         """
-        checked = _check_messages(messages)
+        conversation = (messages, add_generation_prompt)
+        return self.encode_batch(tokenizer, [conversation], variables=variables)[0]
+
+    def encode_batch(
+        self,
+        tokenizer: Tokenizer,
+        conversations: Sequence[tuple[Sequence[Message], bool]],
+        *,
+        variables: Mapping[str, Variable] = _NOTHING,
+    ) -> list[Ids]:
+        """Render conversations as ids: the same as `encode` of each, in few processes.
+
+        Args:
+            tokenizer: Of the model that the template belongs to.
+            conversations: Messages of each, and whether to end with the beginning of an answer.
+            variables: Others that the template reads.
+
+        Raises:
+            ChatTemplateError: As `encode`, of the first that it is raised for.
+            ModuleNotFoundError: If Jinja2 is not installed.
+            ValueError: If the tokenizer cannot encode a text.
+        """
         specials = tokenizer.special_ids
-        parts = self._parts(specials, checked, add_generation_prompt, variables)
-        if _spelled(specials, parts):
+        given = [self._given(messages, add, variables) for messages, add in conversations]
+        batch = self._parts(specials, given)
+        doubtful = [i for i, parts in enumerate(batch) if _spelled(specials, parts)]
+        if doubtful:
             # Text, if it is the messages' own: the same conversation with other words tells.
             other = _unlike(specials)
-            neutral = [message | {"content": other} for message in checked]
             choices = {n: other if isinstance(x, str) else x for n, x in variables.items()}
-            again = self._parts(specials, neutral, add_generation_prompt, choices)
-            made = _spelled(specials, again)
-            if made:
-                raise ChatTemplateError(
-                    f"{self.name} must write special tokens whole, to tell them from what users "
-                    f"write; it makes {made} of parts. Write it out in the template."
-                )
-        return tokenizer.encode_parts(parts)
+            neutral = [
+                given[i]
+                | choices
+                | {"messages": [said | {"content": other} for said in given[i]["messages"]]}
+                for i in doubtful
+            ]
+            for again in self._parts(specials, neutral):
+                if made := _spelled(specials, again):
+                    raise ChatTemplateError(
+                        f"{self.name} must write special tokens whole, to tell them from what "
+                        f"users write; it makes {made} of parts. Write it out in the template."
+                    )
+        return [tokenizer.encode_parts(parts) for parts in batch]
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Give the ids that end an answer: the tokenizer's, and the template's `eos_token`."""
         eos = tokenizer.special_ids.get(self.tokens.get("eos_token", ""))
         return tuple(dict.fromkeys((*tokenizer.end_ids, *(() if eos is None else (eos,)))))
 
-    def _parts(
+    def _given(
         self,
-        specials: Mapping[str, int],
-        messages: list[dict[str, str]],
+        messages: Sequence[Message],
         add_generation_prompt: bool,
         variables: Mapping[str, Variable],
-    ) -> list[str | int]:
-        """Render, and cut the text at the template's special tokens."""
-        nonce = secrets.token_hex(16)
-        marks = {text: f"[{nonce}:{token}]" for text, token in specials.items() if text}
-        plain, marked = self._render(messages, add_generation_prompt, variables, marks)
-        names = {token: text for text, token in specials.items()}
-        pieces = re.split(rf"\[{nonce}:([0-9]+)\]", marked)
-        parts = [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
-        if plain != "".join(part if isinstance(part, str) else names[part] for part in parts):
-            raise ChatTemplateError(
-                f"{self.name} must write special tokens only; here it looks for them in what users "
-                "write, or cuts them apart, and they cannot be told from users' text."
-            )
-        return [part for part in parts if part != ""]
-
-    def _render(
-        self,
-        messages: list[dict[str, str]],
-        add_generation_prompt: bool,
-        variables: Mapping[str, Variable],
-        marks: Mapping[str, str],
-    ) -> tuple[str, str]:
-        """Have the template rendered as it is, and with marks for the special tokens it writes."""
+    ) -> dict[str, Any]:
+        """Give what the template may read of a conversation."""
         for name, value in variables.items():
             if not isinstance(value, bool | int | str):
                 raise ChatTemplateError(
@@ -182,61 +182,60 @@ class ChatTemplate:
                 raise ChatTemplateError(
                     f"a variable's name must be an identifier that is not taken; got {name!r}."
                 )
-        given = {
-            "messages": messages,
+        return dict(variables) | {
+            "messages": check_messages(messages),
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,
         }
+
+    def _parts(
+        self, specials: Mapping[str, int], batch: Sequence[dict[str, Any]]
+    ) -> list[list[str | int]]:
+        """Render, and cut the texts at the template's special tokens."""
+        nonce = secrets.token_hex(16)
+        marks = {text: f"[{nonce}:{token}]" for text, token in specials.items() if text}
+        names = {token: text for text, token in specials.items()}
+        found = []
+        for plain, marked in self._render(batch, marks):
+            pieces = re.split(rf"\[{nonce}:([0-9]+)\]", marked)
+            parts = [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
+            if plain != "".join(part if isinstance(part, str) else names[part] for part in parts):
+                raise ChatTemplateError(
+                    f"{self.name} must write special tokens only; here it looks for them in what "
+                    "users write, or cuts them apart, and they cannot be told from users' text."
+                )
+            found.append([part for part in parts if part != ""])
+        return found
+
+    def _render(
+        self, batch: Sequence[dict[str, Any]], marks: Mapping[str, str]
+    ) -> list[tuple[str, str]]:
+        """Have conversations rendered as they are, and with marks for the special tokens."""
         request = {
             "source": self.source,
-            "variables": dict(variables) | given,
             "tokens": dict(self.tokens),
             "marks": dict(marks),
             "seconds": self.seconds,
         }
-        answer = _ask(request)
-        if "error" not in answer:
+        texts = []
+        for answer in render_in_process(request, batch):
+            if "error" in answer:
+                said = answer["error"].rstrip(".")
+                for text, mark in marks.items():
+                    said = said.replace(mark, text)
+                raise ChatTemplateError(f"{self.name} could not be rendered: {said}.")
             _check_unicode(f"what {self.name} writes", answer["plain"])
-            return answer["plain"], answer["marked"]
-        said = answer["error"].rstrip(".")
-        for text, mark in marks.items():
-            said = said.replace(mark, text)
-        raise ChatTemplateError(f"{self.name} could not be rendered: {said}.")
+            texts.append((answer["plain"], answer["marked"]))
+        return texts
 
 
-def _ask(request: Mapping[str, Any]) -> Mapping[str, str]:
-    """Run `chat_rendering` as a program."""
-    try:
-        version = importlib.metadata.version("jinja2")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0"
-    if tuple(map(int, re.findall(r"\d+", version)[:3])) < _LEAST_JINJA2:
-        raise ModuleNotFoundError(
-            "a chat template needs the package jinja2, "
-            f"{'.'.join(map(str, _LEAST_JINJA2))} or newer, which is not installed. "
-            "Install it: pip install -e '.[chat]'."
-        )
-    # -P: the files beside the program are not modules of its own (tokenizers.py, text.py).
-    command = [sys.executable, "-P", str(Path(chat_rendering.__file__))]
-    content = json.dumps(request).encode()
-    too_long = {"error": f"it takes longer than {request['seconds']} s"}
-    try:
-        # The clock is for systems that do not bound a process's own time; a start may be slow.
-        patience = 3 * request["seconds"] + 30
-        done = subprocess.run(command, input=content, capture_output=True, timeout=patience)
-    except subprocess.TimeoutExpired:
-        return too_long
-    if done.returncode == 0:
-        return json.loads(done.stdout)
-    if done.returncode in _OUT_OF_TIME:
-        return too_long
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-    return {"error": f"its process ended with {done.returncode}: {' '.join(said)[:300]}"}
+def check_messages(messages: Sequence[Any]) -> list[dict[str, str]]:
+    """Refuse what is not a conversation; gives back its messages.
 
-
-def _check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Refuse what is not a conversation."""
+    Raises:
+        ChatTemplateError: Naming the message.
+    """
     if not 0 < len(messages) <= _MOST_MESSAGES:
         raise ChatTemplateError(
             f"a conversation must have from 1 to {_MOST_MESSAGES:,} messages; got {len(messages)}."
