@@ -76,8 +76,9 @@ def make_reward_model_objective(config: RewardLossConfig = RewardLossConfig()) -
     $$L = -\frac{2}{n(n-1)} \sum_{i<j} \log \sigma(r_i - r_j - m),$$
     Plackett-Luce, where the best is chosen out of all, then the next out of the rest:
     $$L = -\sum_{i<n} \log \frac{e^{r_i - m}}{e^{r_i - m} + \sum_{j>i} e^{r_j}},$$
-    both plus $\lambda (\frac{2}{n} \sum_i r_i)^2$, which for a pair is $\lambda (r_1 + r_2)^2$. The margin m
-    is by how much the winner of each choice has to win; of two answers both losses are the same.
+    both plus $\lambda (\frac{2}{n} \sum_i r_i)^2$, which for a pair is $\lambda (r_1 + r_2)^2$.
+    The margin m is by how much the winner of each choice has to win; of two answers both losses
+    are the same. The module has their optima.
 
     Args:
         config: Which loss.
