@@ -1,0 +1,1 @@
+"""Reinforcement learning of language models: rollouts, rewards, advantages, control of the KL."""
