@@ -207,8 +207,13 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"attention/output/kernel$", PartitionSpec(None, None, "fsdp")),
     (r"mlp/(gate|up)/kernel$", PartitionSpec("fsdp", None)),
     (r"mlp/down/kernel$", PartitionSpec(None, "fsdp")),
+    (r"attention/(query|key|value)/lora/b$", PartitionSpec(None, "fsdp", None)),
+    (r"attention/output/lora/a$", PartitionSpec("fsdp", None, None)),
+    (r"lora/a$", PartitionSpec("fsdp", None)),
+    (r"lora/b$", PartitionSpec(None, "fsdp")),
 )
-"""Fully sharded data parallelism: every matrix is cut along D or V over the axis `fsdp`."""
+"""Fully sharded data parallelism: every matrix is cut along D or V over the axis `fsdp`; adapters
+along what is not their rank."""
 
 _MATRIX_AXES = (
     (r"layers/.*attention/(query|key|value)/kernel$", (1, 2)),
@@ -218,8 +223,11 @@ _MATRIX_AXES = (
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices and tables, as nanoGPT has it."""
-    return name.endswith(("kernel", "table"))
+    """Whether weight decay pulls at a parameter: at matrices and tables, as nanoGPT has it.
+
+    At the matrices of an adapter, too, which it pulls towards the model that they adapt.
+    """
+    return name.endswith(("kernel", "table", "lora/a", "lora/b"))
 
 
 def hidden_matrix(name: str) -> tuple[int, int] | None:

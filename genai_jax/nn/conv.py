@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from genai_jax.nn.linear import product_rule, scaled_std
+from genai_jax.nn.linear import scaled_std
+from genai_jax.nn.products import product_rule
 
 
 class Conv(nnx.Module):

@@ -1,4 +1,6 @@
-r"""Kernels as 8-bit integers, for inference: a quarter of the memory, and of what a step must read.
+r"""Kernels as 8-bit integers: a quarter of the memory, and of what a step must read.
+
+For inference, and as what stays frozen below low-rank adapters that are trained.
 
 A kernel is $W_{io} \approx q_{io} s_o$ with a step $s_o$ for each output. What it multiplies is
 split into two digits, $x_i \approx s (a_i + b_i / 254)$ with integers $|a_i|, |b_i| \le 127$, so
@@ -11,7 +13,11 @@ Reference: Dettmers et al., "LLM.int8()", arXiv:2208.07339, section 2.1 (vector-
 quantization); the second digit takes the place of its mixed precision.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int8
 
 _MOST = 127
@@ -40,10 +46,11 @@ def quantize_kernel(
     return whole, jnp.squeeze(steps, axes)
 
 
+@jax.custom_jvp
 def multiply_quantized(
     x: Float[Array, "n i"], kernel: Int8[Array, "i o"], steps: Float[Array, " o"]
 ) -> Float[Array, "n o"]:
-    r"""Compute $x_i q_{io} s_o$, in the type of x.
+    r"""Compute $x_i q_{io} s_o$, in the type of x; differentiated as if x were not rounded.
 
     Args:
         x: Rows.
@@ -64,3 +71,16 @@ def multiply_quantized(
     digits = jnp.concatenate([high, low]).astype(jnp.int8)
     sums = jnp.dot(digits, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
     return ((sums[:rows] + sums[rows:] / _PARTS) * unit * steps).astype(x.dtype)
+
+
+def _differentiate(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (x, kernel, steps), (x_dot, _, steps_dot) = primals, tangents
+    dot = jnp.zeros((x.shape[0], kernel.shape[1]), x.dtype)
+    if not isinstance(x_dot, SymbolicZero):
+        dot += x_dot @ (kernel * steps).astype(x.dtype)
+    if not isinstance(steps_dot, SymbolicZero):
+        dot += multiply_quantized(x, kernel, steps_dot)
+    return multiply_quantized(x, kernel, steps), dot
+
+
+multiply_quantized.defjvp(_differentiate, symbolic_zeros=True)
