@@ -207,6 +207,7 @@ def make_policy_gradient(config: PolicyLossConfig) -> Objective:
         - `clip_fraction`: of tokens that a bound took the gradient from.
         - `first_log_ratio`: mean $|\log \rho|$ in the first update of a step: 0 if what wrote is
           what trains.
+        - `stale`: share of rows whose `weights_step` is not the step's `step`.
 
     Raises:
         ValueError: By the objective, if the batch or the context lacks something.
@@ -254,6 +255,9 @@ def make_policy_gradient(config: PolicyLossConfig) -> Objective:
                 terms[name] = Term(jnp.sum(rows.mask * estimate(to_reference)), answers, 0.0)
         if critic is not None:
             terms |= _value_terms(config, critic(batch["tokens"]), batch, rows)
+        if "weights_step" in batch and "step" in batch:
+            other = (batch["weights_step"] != batch["step"]).astype(jnp.float32)
+            terms["stale"] = Term(other.sum(), jnp.ones_like(other).sum(), 0.0)
         update = batch.get("update", jnp.zeros(answers.shape, jnp.int32))
         first = rows.mask * (update == 0).reshape(-1, 1)
         return terms | {

@@ -4,12 +4,14 @@ The batches of reinforcement learning. One is a function of the train state, the
 so that a run that was stopped goes on as if it had not been.
 """
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,6 +19,7 @@ from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.models.heads import ActorCritic
 from genai_jax.models.lm import LanguageModel
 from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.rl.kl_control import gain_of
 from genai_jax.rl.rewards import Reward, RewardPolicy, reward_samples
 from genai_jax.rl.rollouts import (
     Prompt,
@@ -26,16 +29,11 @@ from genai_jax.rl.rollouts import (
     make_scorer,
     rollout_rows,
 )
+from genai_jax.rl.targets import AdvantageConfig, rollout_targets
 from genai_jax.training.json_lines import JsonLines
+from genai_jax.training.loop import StepError
 from genai_jax.training.state import TrainState
 from genai_jax.types import Batch, PyTree
-
-Estimate = Callable[[Batch, PyTree], Batch]
-"""`(rows, context) -> rows`: from rewards to advantages, and to returns where there is a critic.
-
-The context is without its reference. The rows have `score`, `valid` and `ended` [B], and what
-`make_scorer` adds; those of a group are neighbours. What begins with `metrics/` is reported.
-"""
 
 
 class Prompts(Protocol):
@@ -59,7 +57,7 @@ class Experience:
         stop_ids: Tokens that end an answer.
         reward: Of answers.
         rewarding: What becomes of answers without one.
-        estimate: From rewards to advantages.
+        advantages: How scores become advantages; groups are those of the rollouts.
         mesh: Its devices share the rows of the update.
         writer: From the model that trains to the one that writes; where there is a critic beside
             it, or an adapter in it.
@@ -76,7 +74,7 @@ class Experience:
     stop_ids: Sequence[int]
     reward: Reward
     rewarding: RewardPolicy
-    estimate: Estimate
+    advantages: AdvantageConfig
     mesh: Mesh
     writer: Callable[[Any], LanguageModel] = lambda model: getattr(model, "policy", model)
     check: Callable[[], None] = lambda: None
@@ -87,7 +85,7 @@ class Experience:
     def __post_init__(self) -> None:
         """Prepare the programs."""
         self._score = make_scorer(self.mesh, self.config.temperature)
-        self._estimate = jax.jit(lambda rows, known: self.estimate(_with_metrics(rows), known))
+        self._estimate = jax.jit(functools.partial(with_targets, self.advantages))
 
     def batch(self, step: int, state: Callable[[], TrainState]) -> Batch:
         """Draw and judge the answers of a step.
@@ -155,20 +153,77 @@ class Experience:
         """Let nothing go: the engine is made anew for every step."""
 
 
-def _with_metrics(rows: Batch) -> Batch:
-    """Leave out what was not rewarded, and add what is reported of every answer."""
-    valid = rows["valid"]
-    written = rows["loss_mask"].sum(-1)
-    rows = rows | {
-        "loss_mask": rows["loss_mask"] * valid[:, None],
-        "metrics/reward": rows["score"],
-        "counts/reward": valid,
-        "metrics/answer_tokens": written,
-        "metrics/ended": rows["ended"],
-        "metrics/excluded": 1 - valid,
-    }
+def with_targets(config: AdvantageConfig, rows: Batch, context: Mapping[str, PyTree]) -> Batch:
+    """Turn scores into what is learnt, and add what is reported of every answer.
+
+    Args:
+        config: How.
+        rows: Of rollouts, with `score` and `valid` [B] and what `make_scorer` adds; the answers to
+            a prompt are neighbours.
+        context: With `beta`, and `reward_moments` where scores are normalised.
+
+    Returns:
+        The rows for the objective and the step, with `metrics/...` for the report.
+    """
+    mask, valid = rows["loss_mask"], rows["valid"] > 0
+    to_reference = jnp.zeros_like(mask)
+    if "ref_log_probs" in rows:
+        to_reference = (rows["old_log_probs"] - rows["ref_log_probs"]) * mask
+    raw = jnp.where(valid, rows["score"], jnp.nan)
+    scores = raw
+    if "reward_moments" in context:
+        scores = gain_of(context["reward_moments"])(raw)
+    targets = rollout_targets(
+        config,
+        scores,
+        mask,
+        to_reference,
+        context["beta"],
+        ended=rows["ended"] > 0,
+        values=rows.get("old_values"),
+    )
+    kept = ("tokens", "targets", "old_log_probs", "ref_log_probs", "old_values", "weights_step")
+    counted = targets.counted.astype(jnp.float32)
+    metrics = {"reward": rows["score"], "final_score": targets.scores}
     if "ref_log_probs" in rows:
         # k1 over an answer: unbiased for the divergence of the answers' distributions.
-        apart = (rows["old_log_probs"] - rows["ref_log_probs"]) * rows["loss_mask"]
-        rows |= {"metrics/kl": apart.sum(-1), "counts/kl": valid}
-    return rows
+        metrics["kl"] = to_reference.sum(-1)
+    return {
+        **{name: rows[name] for name in kept if name in rows},
+        "loss_mask": targets.loss_mask,
+        "advantages": targets.advantages,
+        "returns": targets.returns,
+        "scores": raw,
+        **{f"metrics/rollout_{name}": x for name, x in metrics.items()},
+        **{f"counts/rollout_{name}": counted for name in metrics},
+        "metrics/rollout_tokens": mask.sum(-1),
+        "metrics/rollout_ended": rows["ended"],
+        "metrics/rollout_excluded": 1 - counted,
+    }
+
+
+def make_on_policy_check(most: float) -> Callable[[Mapping[str, float]], None]:
+    r"""Make what refuses a step that did not begin with the policy that wrote its rows.
+
+    Args:
+        most: Largest mean $|\log \pi / \pi_{old}|$ in the first update of a step, in nats a token:
+            above rounding.
+
+    Raises:
+        StepError: By what is made, if a step's metrics say that it was not so.
+    """
+
+    def check(values: Mapping[str, float]) -> None:
+        ratio, stale = values.get("first_log_ratio", 0.0), values.get("stale", 0.0)
+        if ratio > most:
+            raise StepError(
+                "the first update of a step must find the probabilities of who wrote its rows; "
+                f"they differ by {ratio:.3g} nats a token, more than {most:g}"
+            )
+        if stale > 0:
+            raise StepError(
+                "rows must be written by the weights that a step begins with; "
+                f"{stale:.1%} of them carry the number of another step"
+            )
+
+    return check
