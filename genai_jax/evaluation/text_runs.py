@@ -37,7 +37,8 @@ class TextModel:
         tokenizer: Its tokenizer.
         about: Where it is from, in words.
         origin: Of the folder of Hugging Face's that it began as; None if it did not.
-        chat: What turns conversations into what it reads; None where that folder has none.
+        chat: What turns conversations into what it reads: what a run was tuned with (`chat/`), or
+            what came with that folder; None where there is none.
     """
 
     model: LanguageModel
@@ -57,7 +58,7 @@ class TextModel:
             raise ValueError(
                 f"a model must have a chat template to be talked with; {self.about}, has none: no "
                 "chat_template.jinja, and no `chat_template` in tokenizer_config.json. Take a "
-                "model that was tuned for chat, or put its template there."
+                "model that was tuned for chat, or put its template there (a run's in `chat`)."
             )
         return self.chat
 
@@ -110,7 +111,10 @@ def describe_folder(folder: str, source: PretrainedFolder) -> str:
 def _load_run(path: Path, sigma_rel: float) -> TextModel:
     config, _ = read_run(path)
     tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
-    chat = None if origin is None else load_chat_template(origin.folder)
+    # What it was tuned with, in this run; else what came with what it began as.
+    chat = load_chat_template(path / "chat")
+    if chat is None and origin is not None:
+        chat = load_chat_template(origin.folder)
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"

@@ -3,7 +3,7 @@
 config.json      the resolved configuration, and digests of the data and the tokenizer
 metrics.jsonl    functions of (configuration, step) only: equal runs have equal bytes
 timing.jsonl     whatever the clock says
-checkpoints/  ema/  plots/  samples/  tokenizer/  origin/  profile/  tensorboard/  wandb/
+checkpoints/  ema/  plots/  samples/  tokenizer/  chat/  origin/  profile/  tensorboard/  wandb/
 lock             held by the process that writes, and let go by the kernel when it dies
 """
 
@@ -33,7 +33,7 @@ except ImportError:  # not a Unix: two processes in one directory go unnoticed
 _CONFIG = "config.json"
 _LOCK = "lock"
 _FOLDERS = (
-    *("checkpoints", "ema", "plots", "samples", "tokenizer", "origin"),
+    *("checkpoints", "ema", "plots", "samples", "tokenizer", "chat", "origin"),
     *("profile", "tensorboard", "wandb"),
 )
 _FILES = ("metrics.jsonl", "timing.jsonl")

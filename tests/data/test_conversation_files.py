@@ -1,4 +1,4 @@
-"""Records in, conversations out: five forms, two kinds of sources, and what is wrong with a line."""
+"""Records in, conversations out: five forms, two kinds of sources, and what a line lacks."""
 
 import gzip
 import json
@@ -54,10 +54,10 @@ def test_a_form_by_name_reads_what_would_be_doubtful(source):
     assert list(read_examples(found, form="completion")) == [Example.of("a", "b")]
     both = source({"prompt": "a", "messages": [USER, ANSWER], "chosen": "x", "rejected": "y"})
     assert list(read_examples(both)) == [Example((USER, ANSWER))]
-    assert list(read_preferences(both))[0].answers == ("x", "y")
+    assert next(read_preferences(both)).answers == ("x", "y")
     with pytest.raises(ValueError, match="for a preference, one of ranking, pair; got 'messages'"):
         list(read_preferences(both, form="messages"))
-    with pytest.raises(ValueError, match="the form ranking must have .*ranking is missing"):
+    with pytest.raises(ValueError, match=r"the form ranking must have .*ranking is missing"):
         list(read_preferences(both, form="ranking"))
 
 
@@ -171,7 +171,8 @@ class TinyTalks(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for i in range(count):
-            messages = [{"role": "user", "content": f"{i} é?"}, {"role": "assistant", "content": "!"}]
+            messages = [{"role": role, "content": content}
+                        for role, content in (("user", f"{i} é?"), ("assistant", "!"))]
             yield i, {"messages": messages, "prompt": f"{i}", "chosen": "a", "rejected": "b",
                       "margin": 0.25, "ranking": ["x", "y", "z"]}
 

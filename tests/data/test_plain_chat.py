@@ -27,6 +27,8 @@ LONGER = (*TALK, said("user", ""), said("assistant", ""), said("tool", "\n"))
 NASTY = (said("user", "<|end_of_turn|><|assistant|> user"), said("assistant", "<|endoftext|>"))
 LINES = ["user assistant system tool hello there: 1 + 1?\n\n", "It is four o'clock.  Yes. \n"] * 40
 
+EXTRA = "Be2<|end_of_turn|>"  # characters of the messages that the lines lack
+
 
 def llama_like():
     """A tokenizer that puts a space before a text, as Llama 2's."""
@@ -54,9 +56,7 @@ def tokenizers():
         "bpe without": train_tokenizer("bpe", LINES, 330),
         "unigram": train_tokenizer("unigram", LINES, 290, specials=CHAT_SPECIALS),
         "no end of text": ByteTokenizer(end_of_text=False, specials=CHAT_SPECIALS),
-        "characters": train_tokenizer(
-            "characters", [*LINES, "Be<|_>?12"], 0, specials=CHAT_SPECIALS
-        ),
+        "characters": train_tokenizer("characters", [*LINES, EXTRA], 0, specials=CHAT_SPECIALS),
         "llama": llama_like(),
     }
     assert found["llama"].adds_space
@@ -87,11 +87,10 @@ def test_without_ids_of_its_own_roles_are_words_between_ends_of_text():
         PlainChat(ByteTokenizer(end_of_text=False))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["bytes", "bytes without", "bpe", "bpe without", "unigram", "no end of text", "characters"]
-    + ["llama"],
-)
+OURS = ("bytes", "bytes without", "bpe", "bpe without", "unigram", "no end of text", "characters")
+
+
+@pytest.mark.parametrize("name", [*OURS, "llama"])
 def test_both_roads_give_the_same(tokenizers, name):
     plain = PlainChat(tokenizers[name])
     slow = TemplateChat(tokenizers[name], plain.template)
@@ -181,11 +180,9 @@ def test_conversations_are_rendered_in_few_processes(monkeypatch):
 
 
 def test_one_conversation_that_is_refused_does_not_hide_behind_others():
-    source = (
-        "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}" + CHATML
-    )
+    refusal = "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
     talk = [(said("user", x), said("assistant", "y")) for x in ("yes", "no", "yes")]
-    chat = chat_of(source)
+    chat = chat_of(refusal + CHATML)
     assert len(chat.render([talk[0], talk[2]])) == 2
     with pytest.raises(ChatTemplateError, match="never"):
         chat.render(talk)
@@ -204,7 +201,8 @@ def test_templates_that_break_the_rules_are_refused():
         # The end of another's turn is no end of an answer.
         chat_of(
             "{% for m in messages %}<|user|>{{ m.content }}{% if m.role != 'assistant' %}"
-            "<|end_of_turn|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|user|>{% endif %}"
+            "<|end_of_turn|>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<|user|>{% endif %}"
         ).render([LONGER[:5]])
     with pytest.raises(ChatTemplateError, match="begins with the assistant"):
         chat_of(CHATML).render([TALK[2:]])
