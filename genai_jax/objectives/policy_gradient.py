@@ -215,7 +215,7 @@ def make_policy_gradient(config: PolicyLossConfig) -> Objective:
         al. (GRPO), arXiv:2402.03300, equation 3; token mean, two bounds: Yu et al. (DAPO),
         arXiv:2503.14476, equation 8; constant: Liu et al. (Dr. GRPO), arXiv:2503.20783; sequence
         ratio: Zheng et al. (GSPO), arXiv:2507.18071, equations 5 to 7; dual clip: Ye et al.,
-        arXiv:1912.09729, equation 5; value clip: Huang et al., "The N Implementation Details of
+        arXiv:1912.09729; value clip: Huang et al., "The N Implementation Details of
         RLHF with PPO". Ratios are held within e^±20.
     """
 
