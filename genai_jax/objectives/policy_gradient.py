@@ -158,10 +158,9 @@ def _kl_loss(
     return bounded_exp(log_ratio) * kl_k3(to_reference)
 
 
-def _value_terms(
-    config: PolicyLossConfig, values: Float[Array, "b t"], batch: Batch, rows: _Rows
-) -> Terms:
+def _value_terms(config: PolicyLossConfig, values: Float[Array, "b t"], batch: Batch) -> Terms:
     """Compute the critic's loss: the worse of the free and of the bounded squared error."""
+    rows = _rows(batch)
     counted = rows.mask > 0
     old, returns = (jnp.where(counted, batch[name], 0.0) for name in ("old_values", "returns"))
     error = jnp.square(values - returns)
@@ -216,67 +215,69 @@ def make_policy_gradient(config: PolicyLossConfig) -> Objective:
         al. (GRPO), arXiv:2402.03300, equation 3; token mean, two bounds: Yu et al. (DAPO),
         arXiv:2503.14476, equation 8; constant: Liu et al. (Dr. GRPO), arXiv:2503.20783; sequence
         ratio: Zheng et al. (GSPO), arXiv:2507.18071, equations 5 to 7; dual clip: Ye et al.,
-        arXiv:1912.09729, equation 5; value clip: Huang et al., "The N Implementation Details of
+        arXiv:1912.09729; value clip: Huang et al., "The N Implementation Details of
         RLHF with PPO". Ratios are held within e^±20.
     """
 
     def policy_gradient(
         model: NextTokenModel | PolicyWithCritic, batch: Batch, context: Any = None
     ) -> Terms:
-        critic = model.critic if isinstance(model, PolicyWithCritic) else None
-        _check(config, batch, context, critic)
-        rows = _rows(batch)
-        counted = rows.mask > 0
-        scores = score_rows(
-            model.policy if isinstance(model, PolicyWithCritic) else model,
-            batch["tokens"],
-            batch["targets"],
-            temperature=config.temperature,
-        )
-
-        def of_counted(x: Array) -> Float[Array, "b t"]:
-            return jnp.where(counted, x, 0.0).astype(jnp.float32)
-
-        log_probs, entropy = of_counted(scores.log_probs), of_counted(scores.entropy)
-        advantages = of_counted(batch["advantages"])
-        log_ratio = log_probs - of_counted(batch["old_log_probs"])
-        losses, clipped = _policy_loss(config, log_probs, log_ratio, advantages, rows.lengths)
-        shares, whole = _shares(config, rows)
-        tokens, answers = rows.mask.sum(), rows.weights.sum()
-        total = losses - config.entropy_coefficient * entropy
-        terms: Terms = {}
-        if "ref_log_probs" in batch:
-            to_reference = log_probs - of_counted(batch["ref_log_probs"])
-            if config.kl_in_loss != "none":
-                coefficient = config.kl_coefficient
-                beta = context["beta"] if coefficient is None else coefficient
-                total += beta * _kl_loss(config, to_reference, log_ratio)
-            for name, estimate in (("kl", kl_k1), ("kl_k3", kl_k3)):
-                terms[name] = Term(jnp.sum(rows.mask * estimate(to_reference)), answers, 0.0)
-        if critic is not None:
-            terms |= _value_terms(config, critic(batch["tokens"]), batch, rows)
-        if "weights_step" in batch and "step" in batch:
-            other = (batch["weights_step"] != batch["step"]).astype(jnp.float32)
-            terms["stale"] = Term(other.sum(), jnp.ones_like(other).sum(), 0.0)
-        update = batch.get("update", jnp.zeros(answers.shape, jnp.int32))
-        first = rows.mask * (update == 0).reshape(-1, 1)
-        return terms | {
-            "loss": Term(jnp.sum(shares * total), whole),
-            "policy": Term(jnp.sum(shares * losses), whole, 0.0),
-            "entropy": Term(jnp.sum(rows.mask * entropy), tokens, 0.0),
-            "old_kl": Term(jnp.sum(rows.mask * kl_k3(-log_ratio)), tokens, 0.0),
-            "clip_fraction": Term(jnp.sum(rows.mask * clipped), tokens, 0.0),
-            "first_log_ratio": Term(jnp.sum(first * jnp.abs(log_ratio)), first.sum(), 0.0),
-        }
+        _check(config, batch, context, with_critic=isinstance(model, PolicyWithCritic))
+        if not isinstance(model, PolicyWithCritic):
+            return _policy_terms(config, model, batch, context)
+        terms = _policy_terms(config, model.policy, batch, context)
+        return terms | _value_terms(config, model.critic(batch["tokens"]), batch)
 
     return policy_gradient
 
 
-def _check(config: PolicyLossConfig, batch: Batch, context: Any, critic: Any) -> None:
+def _policy_terms(
+    config: PolicyLossConfig, policy: NextTokenModel, batch: Batch, context: Any
+) -> Terms:
+    rows = _rows(batch)
+    counted = rows.mask > 0
+    scores = score_rows(policy, batch["tokens"], batch["targets"], temperature=config.temperature)
+
+    def of_counted(x: Array) -> Float[Array, "b t"]:
+        return jnp.where(counted, x, 0.0).astype(jnp.float32)
+
+    log_probs, entropy = of_counted(scores.log_probs), of_counted(scores.entropy)
+    log_ratio = log_probs - of_counted(batch["old_log_probs"])
+    losses, clipped = _policy_loss(
+        config, log_probs, log_ratio, of_counted(batch["advantages"]), rows.lengths
+    )
+    shares, whole = _shares(config, rows)
+    tokens, answers = rows.mask.sum(), rows.weights.sum()
+    total = losses - config.entropy_coefficient * entropy
+    terms: Terms = {}
+    if "ref_log_probs" in batch:
+        to_reference = log_probs - of_counted(batch["ref_log_probs"])
+        if config.kl_in_loss != "none":
+            coefficient = config.kl_coefficient
+            beta = context["beta"] if coefficient is None else coefficient
+            total += beta * _kl_loss(config, to_reference, log_ratio)
+        for name, estimate in (("kl", kl_k1), ("kl_k3", kl_k3)):
+            terms[name] = Term(jnp.sum(rows.mask * estimate(to_reference)), answers, 0.0)
+    if "weights_step" in batch and "step" in batch:
+        other = (batch["weights_step"] != batch["step"]).astype(jnp.float32)
+        terms["stale"] = Term(other.sum(), jnp.ones_like(other).sum(), 0.0)
+    update = batch.get("update", jnp.zeros(rows.weights.shape, jnp.int32))
+    first = rows.mask * (update == 0)[:, None]
+    return terms | {
+        "loss": Term(jnp.sum(shares * total), whole),
+        "policy": Term(jnp.sum(shares * losses), whole, 0.0),
+        "entropy": Term(jnp.sum(rows.mask * entropy), tokens, 0.0),
+        "old_kl": Term(jnp.sum(rows.mask * kl_k3(-log_ratio)), tokens, 0.0),
+        "clip_fraction": Term(jnp.sum(rows.mask * clipped), tokens, 0.0),
+        "first_log_ratio": Term(jnp.sum(first * jnp.abs(log_ratio)), first.sum(), 0.0),
+    }
+
+
+def _check(config: PolicyLossConfig, batch: Batch, context: Any, *, with_critic: bool) -> None:
     """Refuse a batch that lacks something, by name."""
     needed = ["tokens", "targets", "loss_mask", "old_log_probs", "advantages"]
     needed += ["ref_log_probs"] * (config.kl_in_loss != "none")
-    needed += ["returns", "old_values"] * (critic is not None)
+    needed += ["returns", "old_values"] * with_critic
     if missing := [name for name in needed if name not in batch]:
         raise ValueError(
             f"a rollout must have {', '.join(needed)}; missing: {', '.join(missing)}. "

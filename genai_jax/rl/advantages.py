@@ -38,7 +38,7 @@ def generalized_advantages(
     Returns:
         Advantages A, not whitened, and returns R, which the critic learns; 0 where not counted.
 
-    Reference: Schulman et al., arXiv:1506.02438, equations 11, 12 and 16.
+    Reference: Schulman et al., arXiv:1506.02438, equation 16.
     """
     counted = mask > 0
     rewards, values = (jnp.where(counted, x, 0.0) for x in (rewards, values))
@@ -121,7 +121,7 @@ def group_advantages(
         A, 0 where excluded, and of an answer that is alone, unless there is no baseline.
 
     Reference: Shao et al. (GRPO), arXiv:2402.03300, section 4.1.2; Liu et al. (Dr. GRPO),
-        arXiv:2503.20783; Ahmadian et al. (RLOO), arXiv:2402.14740, equation 8.
+        arXiv:2503.20783; Ahmadian et al. (RLOO), arXiv:2402.14740.
     """
     counted = weights > 0
     scores = jnp.where(counted, scores, 0.0)
