@@ -37,7 +37,7 @@ from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig, power_averages
 from genai_jax.training.fit import Say, fit
-from genai_jax.training.initialise import from_run
+from genai_jax.training.initialise import begin_from, from_run
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, RunError, open_run
@@ -341,7 +341,7 @@ def train_images(
         unit="images",
         flops_per_unit=room_of(config.network).flops_per_image(config.network),
         loss_unit="weighted squared error",
-        init=from_run(config.init),
+        init=begin_from(from_run(config.init)),
         snapshot_every=config.snapshot_every,
     )
     if exit_code == 0:

@@ -33,6 +33,7 @@ from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.ema import EMAConfig, power_averages
 from genai_jax.training.fit import Say, fit
+from genai_jax.training.initialise import begin_from
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, open_run
@@ -323,7 +324,7 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         units_per_row=config.length,
         flops_per_unit=lm.flops_per_token(shape, config.length),
         loss_unit="nats per token",
-        init=init_source(config.init),
+        init=begin_from(init_source(config.init)),
         snapshot_every=config.snapshot_every,
     )
     if exit_code == 0:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from genai_jax.training.checkpoints import Checkpoints
-from genai_jax.training.initialise import Source, begin_from
+from genai_jax.training.initialise import Begin
 from genai_jax.training.loop import Interludes, parse_profile_steps, train
 from genai_jax.training.reporting import Reporter, make_writers
 from genai_jax.training.run_config import RunConfig
@@ -48,7 +48,7 @@ def fit(
     units_per_row: int = 1,
     flops_per_unit: float | None = None,
     loss_unit: str,
-    init: Source | None = None,
+    init: Begin | None = None,
     snapshot_every: int = 0,
     check: Callable[[Mapping[str, float]], None] = lambda values: None,
 ) -> tuple[TrainState, int]:
@@ -67,7 +67,7 @@ def fit(
         units_per_row: How many of them a row has.
         flops_per_unit: Model FLOPs of training on one.
         loss_unit: Of the loss, for the axis of the plot.
-        init: Reads the parameters that the run begins with; None: those of `state`.
+        init: Puts into the first state what the run begins with; None leaves it as it is.
         snapshot_every: Steps between two snapshots of the traces, to `ema`; 0: at the end only.
         check: Is given the metrics of every step; may raise `loop.StepError`.
 
@@ -116,14 +116,14 @@ def fit(
 
 
 def _resume_or_begin(
-    run: RunDirectory, checkpoints: Checkpoints, state: TrainState, init: Source | None, say: Say
+    run: RunDirectory, checkpoints: Checkpoints, state: TrainState, init: Begin | None, say: Say
 ) -> tuple[int, TrainState]:
     """Find the state to go on from; `init` is not asked but by a first start."""
     found = checkpoints.restore(abstract_like(state))
     if found is not None:
         return found
     if init is not None:
-        state, initial = begin_from(init, state)
+        state, initial = init(state)
         run.require_identity({"init": initial.digest})
         checkpoints.provenance = run.provenance()
         say(f"beginning with {initial.about}")

@@ -106,10 +106,20 @@ def begin_with(state: TrainState, model: PyTree) -> TrainState:
     )
 
 
-def begin_from(source: Source, state: TrainState) -> tuple[TrainState, Initial]:
-    """Put parameters from elsewhere into a state that has made no step."""
-    initial = source(abstract_like(state.model))
-    return begin_with(state, initial.model), initial
+Begin = Callable[[TrainState], tuple[TrainState, Initial]]
+"""Puts into a state that has made no step what its run begins with."""
+
+
+def begin_from(source: Source | None) -> Begin | None:
+    """Make what begins with parameters from elsewhere; of no source, none."""
+    if source is None:
+        return None
+
+    def begin(state: TrainState) -> tuple[TrainState, Initial]:
+        initial = source(abstract_like(state.model))
+        return begin_with(state, initial.model), initial
+
+    return begin
 
 
 def from_run(run_folder: str) -> Source | None:

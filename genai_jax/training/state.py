@@ -49,7 +49,7 @@ def init_state(
     rules: Sequence[tuple[str, PartitionSpec]],
     *,
     ema: bool = False,
-    context: PyTree = None,
+    context: PyTree | Callable[[], PyTree] = None,
     traces: Collection[str] = (),
     trains: Trains = None,
 ) -> TrainState:
@@ -61,7 +61,7 @@ def init_state(
         mesh: The devices.
         rules: Sharding rules by parameter name; the optimizer's state and the average follow.
         ema: Whether to keep a moving average.
-        context: What else the objective reads.
+        context: What else the objective reads, or what makes it; traced.
         traces: Names of the averages that are kept for `posthoc_ema`.
         trains: Says by its name whether a parameter trains: the optimizer has no state for others.
     """
@@ -73,7 +73,7 @@ def init_state(
             model,
             optimizer.init(trainable(model, trains)),
             first_average(model) if ema else None,
-            context,
+            context() if callable(context) else context,
             {name: first_average(model) for name in traces} or None,
         )
 

@@ -66,7 +66,7 @@ def test_digests_tell_parameters_apart(tmp_path):
 
 
 def test_a_state_begins_with_them_in_every_average_and_nothing_else(averaged):
-    state, _ = begin_from(from_run(str(averaged)), make_state(scale=9.0, traces=("0.1",)))
+    state, _ = begin_from(from_run(str(averaged)))(make_state(scale=9.0, traces=("0.1",)))
     untouched = make_state(scale=9.0)
     for tree in (state.model, state.ema, state.traces["0.1"]):
         np.testing.assert_array_equal(tree["head"], VALUES["head"] / 2)

@@ -1,0 +1,246 @@
+"""Fine-tunes a language model on demonstrations: whole, or by a low-rank adapter."""
+
+import dataclasses
+import sys
+from dataclasses import field, replace
+
+import jax
+from jax.sharding import Mesh
+
+from genai_jax.command_line import parse_command_line
+from genai_jax.data.chat_data import ChatData, ChatDataConfig, load_examples
+from genai_jax.data.loader import Loader
+from genai_jax.data.tasks.task_sets import TaskConfig, held_out_tasks, task_examples
+from genai_jax.evaluation.evaluator import make_evaluator
+from genai_jax.evaluation.starting_points import (
+    StartingPoint,
+    draw_model,
+    fresh_start,
+    read_model,
+    starting_point,
+    trains,
+)
+from genai_jax.evaluation.task_accuracy import measure_tasks
+from genai_jax.evaluation.text_runs import adopt
+from genai_jax.models import lm
+from genai_jax.models.lora import count_trained, merge_lora
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.lora import LoraConfig
+from genai_jax.objectives.next_token import next_token
+from genai_jax.parallel.cpu_devices import describe_devices
+from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.fit import fit
+from genai_jax.training.initialise import Initial, begin_with
+from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
+from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
+from genai_jax.training.script import run_script
+from genai_jax.training.signals import StopRequest
+from genai_jax.training.state import TrainState, abstract_like, init_state
+from genai_jax.training.step import TrainStep, check_rows, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(RunConfig):
+    """A run of supervised fine-tuning.
+
+    Attributes:
+        init: Folder of the model that the run begins with: a run of ours, or a model of Hugging
+            Face's, whose shape, tokenizer and chat template are taken; none draws parameters and
+            reads bytes.
+        length: T, tokens of a row.
+        model: How the model computes (dtype, remat, dropout); its shape too where it is drawn.
+        lora: The adapter; rank 0 trains all parameters.
+        tasks: The embedded tasks, which are learnt where `data` names no source.
+        data: Demonstrations of your own.
+        optimizer: How a gradient becomes an update.
+        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
+        answer_tokens: Most tokens of an answer when tasks are measured.
+    """
+
+    workdir: str = "runs/lm_sft"
+    init: str = ""
+    steps: int = 1500
+    batch_size: int = 64
+    length: int = 128
+    ema_decay: float = 0.0
+    model: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(
+            num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512, max_length=128, qk_norm=True
+        )
+    )
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig("muon", muon_momentum=0.85, weight_decay=0.0)
+    )
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(5e-3, "linear", warmup_steps=50, final_fraction=0.0)
+    )
+    answer_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        super().__post_init__()
+        if self.length < 2:
+            raise ValueError(f"`length` must be at least 2; got {self.length}.")
+
+    @property
+    def on_tasks(self) -> bool:
+        """Whether it learns the embedded tasks."""
+        return not self.data.all_sources
+
+
+_GENTLE = SftConfig(
+    workdir="runs/tuned",
+    steps=300,
+    batch_size=16,
+    length=512,
+    optimizer=OptimizerConfig(weight_decay=0.0),
+    schedule=ScheduleConfig(2e-5, warmup_steps=20),
+    evaluate_every=100,
+    evaluation_rows=16,
+    save_every=100,
+    log_every=20,
+)
+PRESETS: dict[str, tuple[str, SftConfig]] = {
+    "tasks": (
+        "the embedded tasks, minutes on a laptop; --init is a run of lm_pretrain.py",
+        SftConfig(),
+    ),
+    "tune": ("demonstrations of your own, gently; give --init and --data.path", _GENTLE),
+    "lora": (
+        "the same by a low-rank adapter of all projections; give --init and --data.path",
+        replace(
+            _GENTLE,
+            workdir="runs/lora",
+            lora=LoraConfig(),
+            schedule=ScheduleConfig(2e-4, warmup_steps=20),
+        ),
+    ),
+}
+
+
+def run_sft(config: SftConfig, stop: StopRequest) -> int:
+    """Fine-tune; returns the exit code."""
+    begun = "" if config.overwrite else config.workdir
+    point = starting_point(config.init, begun) if config.init else fresh_start(config.model)
+    shape = adopt(config.model, point.shape)
+    if config.length > shape.max_length:
+        raise ValueError(
+            f"`length` must not exceed the context of the model; got {config.length} and "
+            f"{shape.max_length}. Give --length {shape.max_length}."
+        )
+    config = replace(config, model=shape)
+    with open_run(
+        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
+    ) as run:
+        data = load_examples(
+            config.data,
+            point.renderer,
+            length=config.length,
+            seed=config.seed,
+            examples=task_examples(config.tasks, config.seed) if config.on_tasks else None,
+        )
+        print(data.summary, flush=True)
+        run.require_identity(
+            {
+                "data": data.content_digest,
+                "tokenizer": point.tokenizer.digest,
+                "chat": point.renderer.digest,
+            }
+        )
+        point.keep(run)
+        return fine_tune(config, run, point, data, stop)
+
+
+def make_training(config: SftConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
+    """Make the first state, and the step: model, objective, optimizer."""
+    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
+    optimizer = make_optimizer(
+        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
+    )
+    state = init_state(
+        lambda: draw_model(config.model, config.lora, config.seed),
+        optimizer,
+        mesh,
+        lm.SHARDING_RULES,
+        trains=trains(config.lora),
+    )
+    train_step = make_train_step(
+        next_token,
+        optimizer,
+        mesh,
+        state,
+        seed=config.seed,
+        microbatches=config.microbatches,
+        clip_norm=config.clip_norm or None,
+        trains=trains(config.lora),
+    )
+    return state, train_step
+
+
+def fine_tune(
+    config: SftConfig, run: RunDirectory, point: StartingPoint, data: ChatData, stop: StopRequest
+) -> int:
+    """Make state, step and data, and have them run."""
+    mesh = make_mesh(config.fsdp)
+    check_rows(config.batch_size, mesh, config.microbatches)
+    state, train_step = make_training(config, mesh)
+    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
+    print(
+        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}, "
+        f"mesh {dict(mesh.shape)}",
+        flush=True,
+    )
+    loss_of = make_evaluator(next_token, mesh, data.validation, config.evaluation_rows)
+    measured = held_out_tasks(config.tasks) if config.on_tasks else {}
+
+    def begin(state: TrainState) -> tuple[TrainState, Initial]:
+        assert point.source is not None
+        initial = read_model(point.source, abstract_like(state.model), config.lora, config.seed)
+        return begin_with(state, initial.model), initial
+
+    def evaluate(model: lm.LanguageModel) -> dict[str, float]:
+        values = loss_of(model, stop.check) if len(data.validation) else {}
+        merged = jax.jit(merge_lora)(model) if config.lora.rank else model
+        for difficulty, tasks in measured.items():
+            shares = measure_tasks(
+                merged,
+                point.renderer,
+                tasks,
+                max_tokens=config.answer_tokens,
+                check=stop.check,
+            )
+            values |= {f"{difficulty}/{name}": share for name, share in shares.items()}
+        return values
+
+    _, exit_code = fit(
+        config,
+        run,
+        state,
+        train_step,
+        Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
+        stop=stop,
+        evaluate=evaluate,
+        unit="tokens",
+        units_per_row=config.length,
+        flops_per_unit=lm.flops_per_token(config.model, config.length),
+        loss_unit="nats per token",
+        init=begin if config.init else None,
+    )
+    if exit_code == 0:
+        print(f"talk with it:  python experiments/lm_sample.py --chat --model {run.path}")
+    return exit_code
+
+
+def main() -> int:
+    """Read the command line and run."""
+    return run_script(parse_command_line(PRESETS, description=__doc__ or ""), run_sft)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Sets of embedded tasks: to learn from, to be asked about, and to be measured by."""
+
+import dataclasses
+
+from genai_jax.data.conversations import Example
+from genai_jax.data.tasks.split import FAMILIES, Side, tasks
+from genai_jax.data.tasks.task import DIFFICULTIES, Difficulty, Family, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Which of the embedded tasks.
+
+    Attributes:
+        families: Names of the families: arithmetic, sorting, strings, lookup, json, functions, ...;
+            none takes all.
+        hard_share: Share of hard tasks among those that are learnt or asked, from 0 to 1.
+        examples: Tasks that are learnt from, of the training side.
+        held_out: Tasks of each family and difficulty that are measured, of the other side.
+    """
+
+    families: tuple[str, ...] = ()
+    hard_share: float = 0.2
+    examples: int = 30_000
+    held_out: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not."""
+        known = [family.name for family in FAMILIES]
+        if unknown := [name for name in self.families if name not in known]:
+            raise ValueError(f"`families` must be among {', '.join(known)}; got {unknown[0]!r}.")
+        if not 0 <= self.hard_share <= 1:
+            raise ValueError(f"`hard_share` must be from 0 to 1; got {self.hard_share}.")
+        for name in ("examples", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+
+    @property
+    def chosen(self) -> tuple[Family, ...]:
+        """The families."""
+        return tuple(f for f in FAMILIES if not self.families or f.name in self.families)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedTasks:
+    """Easy and hard tasks of one side, by number, without end.
+
+    Attributes:
+        config: Which.
+        side: train or held out.
+        seed: Of the tasks.
+    """
+
+    config: TaskConfig
+    side: Side
+    seed: int
+
+    def __getitem__(self, i: int) -> Task:
+        """Make task i: of every so many in a row a share is hard, spread evenly."""
+        share = self.config.hard_share
+        hard = int((i + 1) * share) - int(i * share)
+        before = int(i * share)
+        kind: Difficulty = "hard" if hard else "easy"
+        return tasks(self.config.chosen, kind, self.side, self.seed)[before if hard else i - before]
+
+
+def task_examples(config: TaskConfig, seed: int) -> tuple[list[Example], list[Example]]:
+    """Make demonstrations of tasks: those to learn from, and those that are held out."""
+    sides: tuple[tuple[Side, int], ...] = (
+        ("train", config.examples),
+        ("held out", config.held_out * len(config.chosen)),
+    )
+    made = []
+    for side, count in sides:
+        mixed = MixedTasks(config, side, seed)
+        each = [mixed[i] for i in range(count)]
+        made.append([Example.of(task.prompt, task.answer) for task in each])
+    return made[0], made[1]
+
+
+def held_out_tasks(config: TaskConfig) -> dict[Difficulty, list[Task]]:
+    """Make the tasks that models are measured by: always the same ones."""
+    count = config.held_out * len(config.chosen)
+    measured: dict[Difficulty, list[Task]] = {}
+    for kind in DIFFICULTIES:
+        side = tasks(config.chosen, kind, "held out", seed=0)
+        measured[kind] = [side[i] for i in range(count)]
+    return measured
