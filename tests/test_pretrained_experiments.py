@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 
 from experiments import convert_checkpoint, lm_pretrain, lm_sample
+from genai_jax.data.plain_chat import PlainChat, save_chat_template
 from genai_jax.evaluation.text_runs import load_text_model
 from genai_jax.interop.export import save_pretrained
 from genai_jax.interop.pretrained import PretrainedFolder
@@ -128,6 +129,13 @@ def test_a_run_keeps_the_chat_template(theirs, convert, tmp_path):
     assert without.chat is None
     with pytest.raises(ValueError, match="has none: no chat_template"):
         without.chat_template()
+    # What a run was tuned with is its own, whatever it began as.
+    ours = PlainChat(without.tokenizer)
+    save_chat_template(ours.template, tmp_path / "run" / "chat")
+    tuned = load_text_model(str(tmp_path / "run"))
+    found = tuned.chat_template().encode(tuned.tokenizer, said)
+    assert found.tolist() == ours.prompts([said])[0].tolist() != ids[0]
+    assert tuned.chat_template().end_ids(tuned.tokenizer) == ours.end_ids
 
 
 def test_a_run_that_has_begun_needs_the_folder_no_more(theirs, train, convert, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from genai_jax.data.chat_data import ChatDataConfig, load_examples
 from genai_jax.data.chat_templates import ChatTemplate
 from genai_jax.data.chat_turns import TemplateChat
-from genai_jax.data.conversations import Example, Preference, said
+from genai_jax.data.conversations import Example, said
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat
 from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tokenizers import ByteTokenizer
@@ -163,13 +163,11 @@ def test_nothing_left_is_an_error():
 
 
 def test_a_conversation_that_a_template_refuses_is_named(tmp_path):
-    source = "{% if messages[0].content == '7' %}{{ raise_exception('no sevens') }}{% endif %}"
-    chat = TemplateChat(
-        CHAT.tokenizer, ChatTemplate(source + CHAT.template.source, CHAT.template.tokens)
-    )
+    refusal = "{% if messages[0].content == '7' %}{{ raise_exception('no sevens') }}{% endif %}"
+    template = ChatTemplate(refusal + CHAT.template.source, CHAT.template.tokens)
+    chat = TemplateChat(CHAT.tokenizer, template)
     path = tmp_path / "chat.jsonl"
     lines = [json.dumps({"prompt": f"{i}", "completion": "x"}) for i in range(10)]
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"chat.jsonl:8: .*no sevens"):
         load(ChatDataConfig(path=str(path)), renderer=chat)
-    assert Preference((said("user", "x"),), ("a", "b")).margin is None

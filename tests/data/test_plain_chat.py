@@ -27,7 +27,7 @@ LONGER = (*TALK, said("user", ""), said("assistant", ""), said("tool", "\n"))
 NASTY = (said("user", "<|end_of_turn|><|assistant|> user"), said("assistant", "<|endoftext|>"))
 LINES = ["user assistant system tool hello there: 1 + 1?\n\n", "It is four o'clock.  Yes. \n"] * 40
 
-EXTRA = "Be2<|end_of_turn|>"  # characters of the messages that the lines lack
+EXTRA = "Be2<|end_of_text|>"  # characters of the messages that the lines lack
 
 
 def llama_like():
