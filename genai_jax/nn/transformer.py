@@ -255,7 +255,16 @@ def apply_layers(
         The residual after the last layer, and the new caches.
     """
 
-    def run(block: Block, x: Array, index: Any, cache: Any, kind: LayerKind) -> tuple[Array, Any]:
+    pattern = config.layer_pattern
+    period = len(pattern)
+
+    def run(
+        block: Block, x: Array, index: Any, cache: Any, kind: LayerKind, member: int | None
+    ) -> tuple[Array, Any]:
+        # Taken out of its cycle in here, where the backward pass does so again: it would keep what
+        # was taken before, which is a copy of all layers.
+        if member is not None:
+            block, index = jax.tree.map(lambda leaf: leaf[member], (block, index))
         return block(x, kind, around, index, cache)
 
     if config.remat != "none":
@@ -264,40 +273,42 @@ def apply_layers(
             run,
             policy=_REMAT[config.remat],
             prevent_cse=config.layers == "unrolled",
-            static_argnums=(4,),
+            static_argnums=(4, 5),
         )
     kinds = config.layer_kinds
     if config.layers == "unrolled":
         new = []
         for i, block in enumerate(layers):
-            x, cache = run(block, x, i, None if caches is None else caches[i], kinds[i])
+            x, cache = run(block, x, i, None if caches is None else caches[i], kinds[i], None)
             new.append(cache)
         return x, None if caches is None else tuple(new)
 
-    pattern = config.layer_pattern
-    cycles = config.num_layers // len(pattern)
-    in_cycles = cycles * len(pattern)
+    cycles = config.num_layers // period
+    in_cycles = cycles * period
     stack = (layers, jnp.arange(config.num_layers))
     of_cycles, of_rest = (None, None) if caches is None else caches
 
     def cycle(x: Array, slices: Any) -> tuple[Array, Any]:
-        members, old = slices
+        (blocks, indices), old = slices
         new = []
         for i, kind in enumerate(pattern):
-            block, index = jax.tree.map(lambda leaf, i=i: leaf[i], members)
-            x, cache = run(block, x, index, None if old is None else old[i], kind)
+            member = i if period > 1 else None
+            x, cache = run(blocks, x, indices, None if old is None else old[i], kind, member)
             new.append(cache)
         return x, tuple(new)
 
-    folded = jax.tree.map(
-        lambda leaf: leaf[:in_cycles].reshape(cycles, len(pattern), *leaf.shape[1:]), stack
-    )
+    # Left alone where it can be: of what is reshaped before a loop a CPU makes a copy.
+    folded = stack
+    if period > 1:
+        folded = jax.tree.map(
+            lambda leaf: leaf[:in_cycles].reshape(cycles, period, *leaf.shape[1:]), stack
+        )
     x, new_cycles = jax.lax.scan(cycle, x, (folded, of_cycles))
     new_rest = []
     for i in range(in_cycles, config.num_layers):
         block, index = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
         cache = None if of_rest is None else of_rest[i - in_cycles]
-        x, cache = run(block, x, index, cache, kinds[i])
+        x, cache = run(block, x, index, cache, kinds[i], None)
         new_rest.append(cache)
     return x, None if caches is None else (new_cycles, tuple(new_rest))
 
