@@ -199,7 +199,7 @@ def train_classifier(
         train_step,
         Loader(LabelledRows(data.train), config.batch_size, sharding=batch_sharding(mesh)),
         stop=stop,
-        evaluate=lambda model: evaluator(model, stop.check),
+        evaluate=lambda state: evaluator(state.averaged, stop.check),
         unit="images",
         loss_unit="nats per label",
     )

@@ -323,9 +323,14 @@ def train_images(
     drawer = Drawer(config.diffusion, data.shape, mesh)
     told = some_conditions(data, config.condition, config.sample_images)
 
-    def sample(model: Any, say: Say) -> dict[str, bytes]:
+    def sample(state: TrainState, say: Say) -> dict[str, bytes]:
         images = drawer(
-            model, config.sample_images, told, config.sampler, seed=config.seed, check=stop.check
+            state.averaged,
+            config.sample_images,
+            told,
+            config.sampler,
+            seed=config.seed,
+            check=stop.check,
         )
         return {".png": picture_of(images, told, data.num_classes)}
 
@@ -336,7 +341,7 @@ def train_images(
         train_step,
         Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
         stop=stop,
-        evaluate=lambda model: evaluator(model, stop.check),
+        evaluate=lambda state: evaluator(state.averaged, stop.check),
         sample=sample if config.sample_images else None,
         unit="images",
         flops_per_unit=room_of(config.network).flops_per_image(config.network),

@@ -306,8 +306,8 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
 
-    def sample(model: LanguageModel, say: Say) -> dict[str, str]:
-        text = sample_text(config, model, data.tokenizer, stop)
+    def sample(state: TrainState, say: Say) -> dict[str, str]:
+        text = sample_text(config, state.averaged, data.tokenizer, stop)
         say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
         return {".txt": text}
 
@@ -318,7 +318,7 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         train_step,
         Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
         stop=stop,
-        evaluate=lambda model: evaluator(model, stop.check),
+        evaluate=lambda state: evaluator(state.averaged, stop.check),
         sample=sample if config.sample_tokens else None,
         unit="tokens",
         units_per_row=config.length,

@@ -204,7 +204,8 @@ def fine_tune(
         initial = read_model(point.source, abstract_like(state.model), config.lora, config.seed)
         return begin_with(state, initial.model), initial
 
-    def evaluate(model: lm.LanguageModel) -> dict[str, float]:
+    def evaluate(state: TrainState) -> dict[str, float]:
+        model = state.averaged
         values = loss_of(model, stop.check) if len(data.validation) else {}
         merged = jax.jit(merge_lora)(model) if config.lora.rank else model
         for difficulty, tasks in measured.items():

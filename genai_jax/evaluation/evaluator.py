@@ -12,11 +12,12 @@ from genai_jax.parallel.sharding import batch_sharding, over_rows
 from genai_jax.training.step import row_keys
 from genai_jax.types import Array, Batch, Objective, PyTree
 
-Evaluator = Callable[[PyTree, Callable[[], None]], dict[str, float]]
-"""`(model, check) -> values`; `check` is called between batches and may raise to stop."""
+Evaluator = Callable[..., dict[str, float]]
+"""`(model, check, context=None) -> values`; `check` is called between batches and may raise to
+stop; `context` is what the objective reads beside."""
 
-Totals = Callable[[PyTree, Callable[[], None]], dict[str, np.ndarray]]
-"""`(model, check) -> {name: [sum, weight]}`, float64."""
+Totals = Callable[..., dict[str, np.ndarray]]
+"""`(model, check, context=None) -> {name: [sum, weight]}`, float64."""
 
 
 @runtime_checkable
@@ -44,25 +45,29 @@ def make_totals(
             f"and {mesh.size} devices. Choose {-(-batch_size // mesh.size) * mesh.size}."
         )
 
-    def sums(model: PyTree, batch: Batch) -> dict[str, tuple[Array, Array]]:
-        terms = objective(model, batch, None)
+    def sums(model: PyTree, batch: Batch, context: PyTree) -> dict[str, tuple[Array, Array]]:
+        terms = objective(model, batch, context)
         return {name: (term.sum, term.weight) for name, term in terms.items()}
 
-    sums_of_rows = over_rows(sums, mesh, (False, True), total=True)
+    sums_of_rows = over_rows(sums, mesh, (False, True, False), total=True)
 
     @jax.jit
-    def sums_of(model: PyTree, batch: Batch, first: Array) -> dict[str, tuple[Array, Array]]:
+    def sums_of(
+        model: PyTree, batch: Batch, first: Array, context: PyTree
+    ) -> dict[str, tuple[Array, Array]]:
         if seed is not None:
             numbers = first + jnp.arange(batch_size)
             batch = batch | {
                 "key": row_keys(seed, 0, batch_size, "evaluate", first=first),
                 "stratified": (numbers.astype(jnp.float32) + 0.5) / len(rows) % 1,
             }
-        return sums_of_rows(model, batch)
+        return sums_of_rows(model, batch, context)
 
     sharding = batch_sharding(mesh)
 
-    def totals(model: PyTree, check: Callable[[], None] = lambda: None) -> dict[str, np.ndarray]:
+    def totals(
+        model: PyTree, check: Callable[[], None] = lambda: None, context: PyTree = None
+    ) -> dict[str, np.ndarray]:
         found: dict[str, Any] = {}
         for first in range(0, len(rows), batch_size):
             check()
@@ -71,7 +76,8 @@ def make_totals(
                 name: jax.device_put(np.stack([row[name] for row in chosen]), sharding)
                 for name in chosen[0]
             }
-            for name, pair in jax.device_get(sums_of(model, batch, np.int32(first))).items():
+            sums_here = jax.device_get(sums_of(model, batch, np.int32(first), context))
+            for name, pair in sums_here.items():
                 found[name] = found.get(name, 0.0) + np.array(pair, np.float64)
         return found
 
@@ -84,7 +90,7 @@ def make_evaluator(
     """Make a function that evaluates a model on every row of a split once.
 
     Args:
-        objective: `(model, batch, context) -> Terms`; it is given no context.
+        objective: `(model, batch, context) -> Terms`.
         mesh: Rows are dealt out over all of its devices.
         rows: The split. Rows past its end, which fill the last batch, say by a `loss_mask` or a
             `weight` of zero that they count nothing.
@@ -101,8 +107,10 @@ def make_evaluator(
     """
     totals_of = make_totals(objective, mesh, rows, batch_size, seed=seed)
 
-    def evaluate(model: PyTree, check: Callable[[], None] = lambda: None) -> dict[str, float]:
-        return means_of(totals_of(model, check))
+    def evaluate(
+        model: PyTree, check: Callable[[], None] = lambda: None, context: PyTree = None
+    ) -> dict[str, float]:
+        return means_of(totals_of(model, check, context))
 
     return evaluate
 

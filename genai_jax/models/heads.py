@@ -66,6 +66,24 @@ class ScalarModel(nnx.Module):
         return jnp.sum(jnp.where(last, self(tokens), 0.0), axis=-1)
 
 
+def rescaled(
+    model: ScalarModel, gain: float | Float[Array, ""], bias: float | Float[Array, ""]
+) -> ScalarModel:
+    """Copy a model whose numbers are `gain` times what they were, plus `bias`.
+
+    Args:
+        model: Any.
+        gain: Factor of w and of b.
+        bias: Is added to b.
+    """
+    model = nnx.clone(model)
+    head = model.score
+    assert head.bias is not None
+    head.kernel = nnx.Param(gain * head.kernel[...])
+    head.bias = nnx.Param(gain * head.bias[...] + bias)
+    return model
+
+
 class ActorCritic(nnx.Module):
     """A policy and its critic, trained together.
 

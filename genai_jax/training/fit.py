@@ -42,8 +42,8 @@ def fit(
     batches: Batches,
     *,
     stop: StopRequest,
-    evaluate: Callable[[Any], Mapping[str, float]],
-    sample: Callable[[Any, Say], Mapping[str, str | bytes]] | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    sample: Callable[[TrainState, Say], Mapping[str, str | bytes]] | None = None,
     unit: str,
     units_per_row: int = 1,
     flops_per_unit: float | None = None,
@@ -61,8 +61,8 @@ def fit(
         train_step: The jitted step.
         batches: Gives the batch of a step; closed at the end.
         stop: Polled before every step.
-        evaluate: `averaged model -> values`, written as `val/<name>`.
-        sample: `(averaged model, say) -> {suffix: content}`, written to `samples/<step><suffix>`.
+        evaluate: `state -> values`, written as `val/<name>`; `state.averaged` is the model.
+        sample: `(state, say) -> {suffix: content}`, written to `samples/<step><suffix>`.
         unit: What a batch is counted in: "tokens", "images".
         units_per_row: How many of them a row has.
         flops_per_unit: Model FLOPs of training on one.
@@ -103,8 +103,8 @@ def fit(
                 interludes=Interludes(
                     save_every=options.save_every,
                     evaluate_every=options.evaluate_every,
-                    evaluate=lambda state: evaluate(state.averaged),
-                    sample=None if sample is None else lambda s: sample(s.averaged, reporter.say),
+                    evaluate=evaluate,
+                    sample=None if sample is None else lambda s: sample(s, reporter.say),
                     snapshot_every=snapshot_every,
                     snapshots=snapshots,
                     profile_steps=parse_profile_steps(options.profile_steps),

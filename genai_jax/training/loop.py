@@ -132,6 +132,16 @@ class _Ledger:
         due = start > 0 and self._is_due(start, self.interludes.evaluate_every)
         return due and self.interludes.evaluate is not None and not evaluated
 
+    def ask(
+        self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int
+    ) -> Batch | None:
+        """Ask for the batch of a step; None if that was stopped inside."""
+        try:
+            with self.reporter.waiting():
+                return next_batch(state, step - 1)
+        except Stopped:
+            return None
+
     def record(self) -> None:
         """Wait for the step in flight and write its line."""
         if self.in_flight is None:
@@ -221,11 +231,10 @@ def train(
     """Run the steps after `start` up to `reporter.steps`.
 
     Args:
-        state: The state after `start` steps, as `train_step` takes it; it is donated.
+        state: The state after `start` completed steps, as `train_step` takes it; it is donated.
         start: Completed steps.
         train_step: `(state, batch) -> (state, metrics)`, jitted; metrics are (sum, weight).
-        next_batch: `(state, step) -> batch`, with the number of completed steps; a pure function.
-            May raise `BatchError`, or `Stopped` of `signals`.
+        next_batch: `(state, completed steps) -> batch`; pure. May raise `BatchError` or `Stopped`.
         run: Takes the metrics, samples and plots.
         checkpoints: Takes the states.
         reporter: Takes whatever is for human eyes; knows how many steps there are.
@@ -257,11 +266,8 @@ def train(
                 if stopping or (stopping := _agreed(stop, step)):
                     break
                 profiler.before(step)
-                try:
-                    with reporter.waiting():
-                        batch = next_batch(state, step - 1)
-                except Stopped:
-                    stopping = True
+                batch = ledger.ask(next_batch, state, step)
+                if stopping := batch is None:
                     break
                 with reporter.dispatching(step, first=step == start + 1):
                     state, metrics = train_step(state, batch)
@@ -279,7 +285,7 @@ def train(
             if done > start:
                 ledger.save(done, state)
             ledger.wait()
-            reporter.say(f"STOPPED: {error} The run is saved at step {done}.", error=True)
+            reporter.say(f"STOPPED: {error} All steps up to {done} are saved.", error=True)
             return state, 1
         except (NonFiniteError, StepError) as error:
             ledger.wait()

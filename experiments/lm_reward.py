@@ -1,0 +1,240 @@
+"""Trains a reward model on rankings: a number for an answer, the higher the better it is liked."""
+
+import dataclasses
+import sys
+from dataclasses import field, replace
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from genai_jax.command_line import parse_command_line
+from genai_jax.data.loader import Loader
+from genai_jax.data.preference_data import AnswerData, PreferenceDataConfig, load_preferences
+from genai_jax.data.tasks.gold_preferences import GoldConfig, ceiling, gold_sides
+from genai_jax.evaluation.evaluator import make_evaluator
+from genai_jax.evaluation.reward_runs import (
+    calibration_of,
+    draw_scalar_model,
+    length_baseline,
+    make_reward_reader,
+    pair_gaps,
+    scale_of,
+)
+from genai_jax.evaluation.starting_points import (
+    StartingPoint,
+    read_model,
+    starting_point,
+    trains,
+)
+from genai_jax.evaluation.text_report import kept_text
+from genai_jax.evaluation.text_runs import adopt
+from genai_jax.models import lm
+from genai_jax.models.heads import ScalarModel, rescaled
+from genai_jax.models.lora import count_trained
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.lora import LoraConfig
+from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_model_objective
+from genai_jax.parallel.cpu_devices import describe_devices
+from genai_jax.parallel.mesh import make_mesh
+from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.fit import fit
+from genai_jax.training.initialise import Initial, begin_with
+from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
+from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
+from genai_jax.training.script import run_script
+from genai_jax.training.signals import StopRequest
+from genai_jax.training.state import TrainState, abstract_like, init_state
+from genai_jax.training.step import TrainStep, check_rows, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig(RunConfig):
+    """A run of a reward model.
+
+    Attributes:
+        init: Folder of the model that it begins with, usually the one that was fine-tuned: a run of
+            ours, or a model of Hugging Face's.
+        length: T, most tokens of a prompt and its answer.
+        model: How the model computes (dtype, remat, dropout); the shape is that of `init`.
+        lora: The adapter; rank 0 trains all parameters.
+        reward_loss: How rankings are read.
+        gold: The embedded preferences, which are learnt where `data` names no source.
+        data: Preferences of your own.
+        optimizer: How a gradient becomes an update.
+        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
+    """
+
+    workdir: str = "runs/lm_reward"
+    init: str = ""
+    steps: int = 300
+    batch_size: int = 32
+    length: int = 128
+    ema_decay: float = 0.0
+    evaluate_every: int = 100
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
+    reward_loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+    gold: GoldConfig = field(default_factory=GoldConfig)
+    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(5e-4, "linear", warmup_steps=20, final_fraction=0.0)
+    )
+
+    @property
+    def on_gold(self) -> bool:
+        """Whether it learns the embedded preferences."""
+        return not self.data.all_sources
+
+
+PRESETS: dict[str, tuple[str, RewardConfig]] = {
+    "gold": ("the embedded preferences, a minute; give --init", RewardConfig()),
+    "tune": (
+        "preferences of your own, gently; give --init and --data.path",
+        RewardConfig(
+            workdir="runs/reward",
+            batch_size=16,
+            length=512,
+            schedule=ScheduleConfig(5e-5, "linear", warmup_steps=20, final_fraction=0.0),
+        ),
+    ),
+}
+
+
+def run_reward(config: RewardConfig, stop: StopRequest) -> int:
+    """Train a reward model; returns the exit code."""
+    point = starting_point(config.init, "" if config.overwrite else config.workdir)
+    config = replace(config, model=adopt(config.model, point.shape))
+    with open_run(
+        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
+    ) as run:
+        data = load_preferences(
+            config.data,
+            point.renderer,
+            length=min(config.length, point.shape.max_length),
+            seed=config.seed,
+            preferences=gold_sides(config.gold, config.seed) if config.on_gold else None,
+        )
+        print(data.summary, flush=True)
+        run.require_identity(
+            {
+                "data": data.content_digest,
+                "tokenizer": point.tokenizer.digest,
+                "chat": point.renderer.digest,
+            }
+        )
+        point.keep(run)
+        return train_reward(config, run, point, data, stop)
+
+
+def make_training(config: RewardConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
+    """Make the first state, and the step: model, objective, optimizer."""
+    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
+    optimizer = make_optimizer(
+        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
+    )
+    state = init_state(
+        lambda: draw_scalar_model(config.model, config.lora, config.seed),
+        optimizer,
+        mesh,
+        lm.SHARDING_RULES,
+        trains=trains(config.lora),
+    )
+    train_step = make_train_step(
+        make_reward_model_objective(config.reward_loss),
+        optimizer,
+        mesh,
+        state,
+        seed=config.seed,
+        microbatches=config.microbatches,
+        clip_norm=config.clip_norm or None,
+        trains=trains(config.lora),
+    )
+    return state, train_step
+
+
+def train_reward(
+    config: RewardConfig,
+    run: RunDirectory,
+    point: StartingPoint,
+    data: AnswerData,
+    stop: StopRequest,
+) -> int:
+    """Make state, step and data, have them run, and say what came of it."""
+    mesh = make_mesh(config.fsdp)
+    check_rows(config.batch_size, mesh, config.microbatches)
+    state, train_step = make_training(config, mesh)
+    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
+    print(
+        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}",
+        flush=True,
+    )
+    objective = make_reward_model_objective(config.reward_loss)
+    measure = make_evaluator(objective, mesh, data.validation, config.evaluation_rows)
+    train_rows = data.train.in_order()
+    rewards_of = make_reward_reader(mesh, train_rows, config.evaluation_rows)
+
+    def begin(state: TrainState) -> tuple[TrainState, Initial]:
+        assert point.source is not None
+        like = abstract_like(state.model)
+        initial = read_model(point.source, like.trunk, config.lora, config.seed)
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        model = ScalarModel(initial.model, key)
+        # Before the training, and once more after it: rewards of mean 0 and deviation 1.
+        scale = scale_of(rewards_of(model)[np.isfinite(rewards_of(model))])
+        model = rescaled(model, *scale)
+        model = jax.tree.map(lambda x, w: jax.device_put(x, w.sharding), model, like)
+        return begin_with(state, model), initial._replace(model=model)
+
+    state, exit_code = fit(
+        config,
+        run,
+        state,
+        train_step,
+        Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
+        stop=stop,
+        evaluate=lambda state: measure(state.averaged, stop.check) if len(data.validation) else {},
+        unit="answers",
+        units_per_row=data.num_answers,
+        flops_per_unit=config.length * lm.flops_per_token(config.model, config.length),
+        loss_unit="nats a ranking",
+        init=begin,
+    )
+    if exit_code == 0:
+        rewards = rewards_of(state.averaged)
+        scale_of(rewards[np.isfinite(rewards)]).save(run.path)
+        report = run.folder("samples") / "report.txt"
+        print(kept_text(report, lambda: final_report(config, data, mesh, state.averaged)))
+    return exit_code
+
+
+def final_report(config: RewardConfig, data: AnswerData, mesh: Mesh, model: ScalarModel) -> str:
+    """Say how well the model knows what is preferred."""
+    held_out = data.validation
+    gaps = pair_gaps(make_reward_reader(mesh, held_out, config.evaluation_rows)(model))
+    found = calibration_of(gaps)
+    lengths = [
+        (int(row["lengths"][0]), int(row["lengths"][1]))
+        for row in (held_out[i] for i in range(len(held_out)))
+    ]
+    lines = [
+        f"held-out accuracy:  {found.accuracy:.1%} of {len(gaps):,} pairs",
+        f"by length alone:    {length_baseline(lengths):.1%}",
+        f"calibration error:  {found.error:.1%} (mean |confidence - accuracy|, ten bins)",
+    ]
+    if config.on_gold:
+        best = ceiling(config.gold, config.seed)
+        lines.insert(1, f"ceiling:            {best:.1%} (labels are drawn)")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Read the command line and run."""
+    return run_script(parse_command_line(PRESETS, description=__doc__ or ""), run_reward)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
