@@ -56,7 +56,6 @@ def settled(gains, baseline):
 
 def test_a_desirable_share_under_one_half_is_driven_to_zero_and_the_rest_settles():
     shares = np.array([0.8, 0.6, 0.45, 0.1])
-    # By the likelier answers' weights alone the last answer would be the best of the four.
     policies, metrics = trained(shares, REFERENCE, REFERENCE, updates=2000, stages=20)
     wanted = settled(REFERENCE * (2 * shares - 1), 0.0)
     np.testing.assert_allclose(policies[-1], wanted, atol=1e-3)
