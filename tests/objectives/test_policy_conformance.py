@@ -5,6 +5,7 @@ policy of that moment, and the production objective and step do the rest. Whiten
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -29,9 +30,9 @@ from tests.rl.enumerated import (
     gradient_of,
     letters,
     make_population,
+    make_training,
     optimum_reached,
     tilted,
-    train,
 )
 
 THREE_DECIMALS = 5e-4
@@ -66,8 +67,7 @@ def test_the_worked_example_is_that_of_the_definition():
     "algorithm",
     [
         REINFORCE,
-        variant(RLOO, group_size=2),
-        variant(RLOO, group_size=4),
+        variant(RLOO, group_size=3),
         variant(DR_GRPO, group_size=3, kl_in_reward=True, loss={"constant_length": 2}),
         variant(
             GSPO,
@@ -77,7 +77,7 @@ def test_the_worked_example_is_that_of_the_definition():
             loss={"clip_low": 0.2, "clip_high": 0.2},
         ),
     ],
-    ids=["REINFORCE", "RLOO of 2", "RLOO of 4", "Dr. GRPO of 3", "GSPO of 2"],
+    ids=["REINFORCE", "RLOO of 3", "Dr. GRPO of 3", "GSPO of 2"],
 )
 def test_the_divergence_in_the_reward_leads_to_the_tilted_reference(algorithm):
     close(optimum_reached(algorithm), OPTIMUM)
@@ -89,9 +89,10 @@ def test_ppo_leads_to_the_tilted_reference_and_its_critic_to_the_value_of_it():
     outcomes = letters(4)
     population = make_population(algorithm, outcomes, LOG_REFERENCE, SCORES, BETA)
     model = Pair(Tabular(jnp.asarray(LOG_REFERENCE.T, jnp.float32)), TabularCritic(jnp.zeros((1,))))
-    trained = train(
-        algorithm, model, population, optimizer=optax.sgd(2.0), updates=300, passes=Passes(3)
+    training = make_training(
+        algorithm, model, population, optimizer=optax.sgd(2.0), passes=Passes(3)
     )
+    trained = training(300)
     close(outcomes.probabilities(trained.policy), OPTIMUM)
     assert float(trained.critic.table[0]) == pytest.approx(VALUE, abs=THREE_DECIMALS)
 
@@ -132,7 +133,7 @@ def test_k3_in_the_loss_leads_elsewhere():
 
     multiplier = brentq(lambda x: policy(x).sum() - 1, SCORES.max() + 1e-9, 100, xtol=1e-14)
     assert np.abs(policy(multiplier) - OPTIMUM).max() > 0.1
-    close(optimum_reached(algorithm, optimizer=optax.sgd(2.0)), policy(multiplier))
+    close(optimum_reached(algorithm, rate=2.0), policy(multiplier))
 
 
 def test_k1_in_the_loss_has_no_effect():
@@ -150,7 +151,7 @@ def test_dr_grpo_tilts_by_a_smaller_coefficient(size):
     the loss has no such factor, so that beta counts as G / (G - 1) times itself."""
     algorithm = variant(DR_GRPO, group_size=size, loss={"kl_in_loss": "k2", "constant_length": 1})
     wanted, _ = tilted(REFERENCE, SCORES, BETA * size / (size - 1))
-    close(optimum_reached(algorithm, optimizer=optax.sgd(6.0)), wanted)
+    close(optimum_reached(algorithm, rate=6.0), wanted)
 
 
 # Scores divided by the width of their group: fixed points of their own.
@@ -190,7 +191,7 @@ def test_grpo_leads_to_its_own_fixed_point(size):
     algorithm = variant(GRPO, group_size=size, loss={"kl_coefficient": None})
     wanted = fixed_point(REFERENCE, size=size, scores=SCORES, beta=BETA, divergence="k3")
     assert np.abs(wanted - OPTIMUM).max() > 0.05
-    close(optimum_reached(algorithm, optimizer=optax.sgd(1.0)), wanted)
+    close(optimum_reached(algorithm, rate=1.0), wanted)
 
 
 def test_dapo_with_a_divergence_leads_to_its_own_fixed_point():
@@ -202,7 +203,7 @@ def test_dapo_with_a_divergence_leads_to_its_own_fixed_point():
     options = {"size": 3, "scores": SCORES, "beta": 1.5, "divergence": "k2"}
     wanted = fixed_point(REFERENCE, drop=True, **options)
     assert np.abs(wanted - fixed_point(REFERENCE, **options)).max() > 0.01
-    close(optimum_reached(algorithm, optimizer=optax.sgd(2.0)), wanted)
+    close(optimum_reached(algorithm, rate=2.0), wanted)
 
 
 @pytest.mark.parametrize("preset", [DAPO, GSPO, DR_GRPO], ids=["DAPO", "GSPO", "Dr. GRPO"])
@@ -211,7 +212,7 @@ def test_without_a_divergence_the_best_answer_takes_all_by_and_by(preset):
     inside: no fixed point but the corner."""
     algorithm = variant(preset, group_size=2, **({"overlong_buffer": 0} if preset is DAPO else {}))
     rate = 400.0 if preset is DR_GRPO else 1.0  # its loss is divided by 256 tokens
-    found = optimum_reached(algorithm, optimizer=optax.sgd(rate), updates=(4, 16, 64))
+    found = optimum_reached(algorithm, rate=rate, updates=(4, 16, 64))
     found = [policy[3] for policy in found]
     assert REFERENCE[3] < found[0] < found[1] < found[2]
     assert found[2] > 0.95
@@ -223,7 +224,7 @@ HALF = np.array([0.5, 0.5])
 BINARY = np.array([0.0, 1.0])
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("size", [2, 8])
 def test_grpo_on_right_and_wrong_leads_to_its_own_share(size):
     """Of j right answers in G the right ones have (1 - j/G) / (s + eps), s^2 = j (G - j) / (G (G -
     1)); the gradient of the logit is E_j[j (G - j) / G^2 / (s + eps)] = beta (p - p_ref)."""
@@ -239,19 +240,20 @@ def test_grpo_on_right_and_wrong_leads_to_its_own_share(size):
     wanted = brentq(slope, p_ref, 1 - 1e-9, xtol=1e-14)
     algorithm = variant(GRPO, group_size=size, loss={"kl_coefficient": beta})
     reference = np.array([1 - p_ref, p_ref])
-    found = optimum_reached(algorithm, scores=BINARY, reference=reference, optimizer=optax.sgd(1.0))
+    found = optimum_reached(algorithm, scores=BINARY, reference=reference, rate=1.0)
     close(found[1], wanted)
 
 
-def infinite_groups(divergence, beta, updates, p_ref=0.5):
-    """Train on one group of all answers, each with its probability; the share of right ones."""
-    reference = np.array([1 - p_ref, p_ref])
+@functools.cache
+def infinite_groups(divergence):
+    """Make `(beta, updates) -> share of right answers`, from a half, in training on one group of
+    all answers, each with its probability."""
     algorithm = Algorithm(
-        PolicyLossConfig(kl_in_loss=divergence, kl_coefficient=beta),
+        PolicyLossConfig(kl_in_loss=divergence),
         AdvantageConfig("group", kl_in_reward=False, group_size=2),
     )
     outcomes = letters(2)
-    log_reference = jnp.asarray(np.log(reference)[:, None], jnp.float32)
+    log_reference = jnp.full((2, 1), -np.log(2), jnp.float32)
 
     def population(model):
         old = outcomes.log_probs(model)
@@ -268,13 +270,16 @@ def infinite_groups(divergence, beta, updates, p_ref=0.5):
             "weight": weight,
         }
 
-    model = Tabular(log_reference.T)
-    trained = train(algorithm, model, population, optimizer=optax.sgd(1.0), updates=updates)
-    return jax.tree.map(
-        lambda model: outcomes.probabilities(model)[1],
-        trained,
-        is_leaf=lambda model: isinstance(model, Tabular),
+    training = make_training(
+        algorithm,
+        Tabular(log_reference.T),
+        population,
+        optimizer=optax.sgd(1.0),
+        context={"beta": jnp.float32(1)},
     )
+    return lambda beta, updates: [
+        outcomes.probabilities(model)[1] for model in training(updates, {"beta": jnp.float32(beta)})
+    ]
 
 
 def test_infinite_groups_have_the_published_fixed_points():
@@ -284,9 +289,9 @@ def test_infinite_groups_have_the_published_fixed_points():
     def inside(p):
         return 1 / np.sqrt(p * (1 - p)) - 3.0 * (np.log(p) - np.log1p(-p))
 
-    close(infinite_groups("k2", 3.0, 400), brentq(inside, 0.5, 0.8, xtol=1e-14))
+    close(*infinite_groups("k2")(3.0, [400]), brentq(inside, 0.5, 0.8, xtol=1e-14))
     wanted = brentq(lambda p: np.sqrt(p * (1 - p)) - 0.7 * (p - 0.5), 0.5, 1 - 1e-9, xtol=1e-14)
-    close(infinite_groups("k3", 0.7, 400), wanted)
+    close(*infinite_groups("k3")(0.7, [400]), wanted)
 
 
 def test_below_a_critical_coefficient_infinite_groups_collapse():
@@ -296,7 +301,7 @@ def test_below_a_critical_coefficient_infinite_groups_collapse():
     half = brentq(lambda x: x * np.tanh(x) - 1, 0.5, 2)
     critical = np.sinh(half)
     assert critical == pytest.approx(1.5089, abs=1e-4)
-    found = infinite_groups("k2", 0.8 * critical, (5, 20, 80))
+    found = infinite_groups("k2")(0.8 * critical, [5, 20, 80])
     assert 0.5 < found[0] < found[1] < found[2]
     assert found[2] > 0.999
     stays = 1 / (
@@ -305,4 +310,4 @@ def test_below_a_critical_coefficient_infinite_groups_collapse():
             -brentq(lambda x: 2 * np.cosh(x / 2) - 1.2 * critical * x, 0.1, 2 * half, xtol=1e-14)
         )
     )
-    close(infinite_groups("k2", 1.2 * critical, 400), stays)
+    close(*infinite_groups("k2")(1.2 * critical, [400]), stays)

@@ -195,11 +195,9 @@ def gradient_of(algorithm, model, batch, context=None):
     return jax.grad(loss, has_aux=True)(model)
 
 
-def train(algorithm, model, population, *, optimizer, updates, passes=ONE_PASS, context=None):
-    """Take many steps, each on what the policy of that moment writes; returns the last model.
-
-    Of several numbers of updates, in order: the models after each of them.
-    """
+def make_training(algorithm, model, population, *, optimizer, passes=ONE_PASS, context=None):
+    """Make `(updates, context) -> model`: that many steps from the model, each on what the policy
+    of that moment writes. Of several numbers of updates, in order: the models after each."""
     mesh = make_mesh(devices=jax.devices()[:1])
     state = init_state(lambda: model, optimizer, mesh, (), context=context)
     step = make_train_step(
@@ -219,17 +217,24 @@ def train(algorithm, model, population, *, optimizer, updates, passes=ONE_PASS, 
         return state, jnp.maximum(most, total / weight)
 
     run = jax.jit(lambda count, carried: jax.lax.fori_loop(0, count, one, carried))
-    carried, models, done = (state, jnp.zeros(())), [], 0
-    for until in np.atleast_1d(updates).tolist():
-        carried = run(until - done, carried)
-        done = until
-        models.append(carried[0].model)
-    # What wrote the rows is what the first update of each step finds.
-    assert float(carried[1]) < 1e-6
-    return models if np.ndim(updates) else models[0]
+
+    def training(updates, context=context):
+        carried = dataclasses.replace(state, context=context), jnp.zeros(())
+        models, done = [], 0
+        for until in np.atleast_1d(updates).tolist():
+            carried = run(until - done, carried)
+            done = until
+            models.append(carried[0].model)
+        # What wrote the rows is what the first update of each step finds.
+        assert float(carried[1]) < 1e-6
+        return models if np.ndim(updates) else models[0]
+
+    return training
 
 
-def optimum_reached(algorithm, *, scores=SCORES, reference=REFERENCE, beta=BETA, **options):
+def optimum_reached(
+    algorithm, *, scores=SCORES, reference=REFERENCE, beta=BETA, rate=4.0, updates=400
+):
     """Train a policy of one token from the reference; returns its probabilities.
 
     Of several numbers of updates, those after each of them.
@@ -237,9 +242,14 @@ def optimum_reached(algorithm, *, scores=SCORES, reference=REFERENCE, beta=BETA,
     outcomes = letters(len(reference))
     log_reference = np.log(reference)[:, None]
     population = make_population(algorithm, outcomes, log_reference, scores, beta)
-    settings = {"optimizer": optax.sgd(4.0), "updates": 400} | options
+    context = {"beta": jnp.float32(beta)}
     model = Tabular(jnp.asarray(log_reference.T, jnp.float32))
-    trained = train(algorithm, model, population, context={"beta": jnp.float32(beta)}, **settings)
-    return jax.tree.map(
-        outcomes.probabilities, trained, is_leaf=lambda model: isinstance(model, Tabular)
+    training = make_training(
+        algorithm, model, population, optimizer=optax.sgd(rate), context=context
+    )
+    trained = training(updates)
+    return (
+        [outcomes.probabilities(x) for x in trained]
+        if np.ndim(updates)
+        else (outcomes.probabilities(trained))
     )
