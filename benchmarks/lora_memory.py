@@ -101,9 +101,7 @@ def measure(
 
     def init() -> TrainState:
         model = init_model()
-        return TrainState(
-            jnp.zeros((), jnp.int32), model, optimizer.init(trainable(model, trains))
-        )
+        return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable(model, trains)))
 
     one = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.tree.map(

@@ -254,7 +254,6 @@ def apply_layers(
     Returns:
         The residual after the last layer, and the new caches.
     """
-
     pattern = config.layer_pattern
     period = len(pattern)
 
