@@ -159,13 +159,12 @@ def _draw(config: LoraConfig, linear: Linear, name: str, key: PRNGKeyArray) -> L
     for layer in _LAYER.findall(name):
         key = jax.random.fold_in(key, int(layer))
 
-    def fold(keys: PRNGKeyArray, stack: tuple[int, ...]) -> PRNGKeyArray:
+    def fold(key: PRNGKeyArray, stack: tuple[int, ...]) -> Array:
         """Give every layer of a stack the key that it has by itself."""
         if not stack:
-            return keys
-        return jax.vmap(lambda i: fold(jax.random.fold_in(keys, i), stack[1:]))(
-            jnp.arange(stack[0])
-        )
+            return key
+        indices = jnp.arange(stack[0])
+        return jax.vmap(lambda i: fold(jax.random.fold_in(key, i), stack[1:]))(indices)
 
     def draw(linear: Linear, key: PRNGKeyArray) -> Lora:
         kernel = linear.weights().reshape(*linear.in_shape, *linear.out_shape)
