@@ -20,7 +20,7 @@ from genai_jax.data.preference_data import (
     load_preferences,
 )
 from genai_jax.data.scored_rows import score_rows_once
-from genai_jax.data.tasks.gold_preferences import GoldConfig, gold_sides
+from genai_jax.data.tasks.gold_sets import GoldConfig, gold_sides
 from genai_jax.evaluation.evaluator import make_evaluator
 from genai_jax.evaluation.starting_points import (
     StartingPoint,

@@ -11,12 +11,16 @@ from jax.sharding import Mesh
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.loader import Loader
 from genai_jax.data.preference_data import AnswerData, PreferenceDataConfig, load_preferences
-from genai_jax.data.tasks.gold_preferences import GoldConfig, ceiling, gold_sides
+from genai_jax.data.tasks.gold_preferences import (
+    answer_baseline,
+    expected_accuracy,
+    length_baseline,
+)
+from genai_jax.data.tasks.gold_sets import GoldConfig, gold_sides
 from genai_jax.evaluation.evaluator import make_evaluator
 from genai_jax.evaluation.reward_runs import (
     calibration_of,
     draw_scalar_model,
-    length_baseline,
     make_reward_reader,
     pair_gaps,
     scale_of,
@@ -213,22 +217,38 @@ def train_reward(
 
 def final_report(config: RewardConfig, data: AnswerData, mesh: Mesh, model: ScalarModel) -> str:
     """Say how well the model knows what is preferred."""
-    held_out = data.validation
-    gaps = pair_gaps(make_reward_reader(mesh, held_out, config.evaluation_rows)(model))
+    if not len(data.validation):
+        return "nothing is held out"
+    rewards = make_reward_reader(mesh, data.validation, config.evaluation_rows)(model)
+    gaps = pair_gaps(rewards)
     found = calibration_of(gaps)
-    lengths = [
-        (int(row["lengths"][0]), int(row["lengths"][1]))
-        for row in (held_out[i] for i in range(len(held_out)))
-    ]
     lines = [
         f"held-out accuracy:  {found.accuracy:.1%} of {len(gaps):,} pairs",
-        f"by length alone:    {length_baseline(lengths):.1%}",
         f"calibration error:  {found.error:.1%} (mean |confidence - accuracy|, ten bins)",
     ]
     if config.on_gold:
-        best = ceiling(config.gold, config.seed)
-        lines.insert(1, f"ceiling:            {best:.1%} (labels are drawn)")
+        lines += describe_gold(config, rewards)
     return "\n".join(lines)
+
+
+def describe_gold(config: RewardConfig, rewards: np.ndarray) -> list[str]:
+    """Compare with what can be reached, and with judges that do not read all of a text."""
+    gold = config.gold
+    learnt, held_out = gold.learnt_by(config.seed), gold.held_out_by(config.seed)
+    known = [held_out.judgement(i) for i in range(len(rewards))]
+    before = [learnt.judgement(i) for i in range(min(gold.preferences, 2000))]
+    ours = expected_accuracy(known, rewards, gold.sharpness)
+    best = expected_accuracy(known, np.array([x.rewards for x in known]), gold.sharpness)
+    lines = [
+        f"in expectation:     {ours.mean:.1%} (over the judge's chances, not the labels drawn)",
+        f"its ceiling:        {best.mean:.1%} ± {best.error:.1%}, of the judge's own reward",
+    ]
+    if gold.answers == 2:
+        lines += [
+            f"by length alone:    {length_baseline(before, known).mean:.1%}",
+            f"by answers alone:   {answer_baseline(before, known).mean:.1%}",
+        ]
+    return lines
 
 
 def main() -> int:

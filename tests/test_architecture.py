@@ -25,7 +25,8 @@ LAYERS = (
     {"models"},
     {"objectives", "decoding", "interop"},
     {"training"},
-    {"rl", "evaluation"},
+    {"evaluation"},
+    {"rl"},
     {"serving"},
     {"experiments"},
     {"benchmarks"},  # they time what the experiments run

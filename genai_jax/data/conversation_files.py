@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from genai_jax.data.chat_templates import check_messages
-from genai_jax.data.conversations import Example, Judged, Messages, Preference, said
+from genai_jax.data.conversations import Example, Judged, Messages, Preference, opening_of, said
 from genai_jax.data.corpora import matching_files
 from genai_jax.data.prepared_sets import open_prepared_set
 
@@ -72,6 +72,39 @@ def read_judged(source: str, *, form: Form = "auto") -> Iterator[Judged | Prefer
         "pair": _from_pair,
     }
     return _read(source, form, makers, "a judged answer")
+
+
+def read_prompts(source: str) -> Iterator[tuple[Messages, str | None]]:
+    """Read what is to be answered, and right answers where records have one.
+
+    A record has a `prompt`, text or messages, or `messages`, of which those before the assistant's
+    first answer are taken; and perhaps an `answer`, the text that is right. Other fields are not
+    read, so that demonstrations and preferences serve too.
+
+    Args:
+        source: As in `read_examples`.
+
+    Raises:
+        ValueError: Naming the file and the line, if a record is not as it must be.
+        FileNotFoundError: If no file matches.
+    """
+    for where, record in _records(source):
+        try:
+            if record.get("prompt") is not None:
+                asked = _prompt(record)
+            elif record.get("messages") is not None:
+                asked = opening_of(_messages(record["messages"], "messages")[0])
+            else:
+                raise ValueError(
+                    f"there must be a `prompt`, or `messages`; got {_names(record)}. Rename the "
+                    "fields."
+                )
+            answer = record.get("answer")
+            if answer is not None and not isinstance(answer, str):
+                raise ValueError(f"`answer` must be a text; got {answer!r:.80}.")
+            yield asked, answer
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _read(

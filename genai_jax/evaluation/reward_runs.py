@@ -1,9 +1,10 @@
 """Reward models of runs: their scale, and how well they know what people prefer."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.reward_model import answer_rewards
 from genai_jax.parallel.sharding import batch_sharding, over_rows
-from genai_jax.training.checkpoints import load_part
+from genai_jax.training.checkpoints import load_part, read_manifest
 from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.run_directory import RunError, read_run
 from genai_jax.training.saved_config import from_json
@@ -93,11 +94,13 @@ class RewardRun(NamedTuple):
         model: On its scale, without adapters.
         renderer: Turns conversations into what it reads.
         about: Where it is from, in words.
+        digest: Which one it is, with a checksum.
     """
 
     model: ScalarModel
     renderer: ChatRenderer
     about: str
+    digest: str
 
 
 def load_reward_run(folder: str) -> RewardRun:
@@ -123,7 +126,11 @@ def load_reward_run(folder: str) -> RewardRun:
         raise RunError(f"a reward model must have a checkpoint; {folder} has none yet.")
     step, parts = found
     model = merge_lora(parts["model"]) if lora.rank else parts["model"]
-    return RewardRun(rescaled(model, *load_scale(path)), point.renderer, f"{folder}, step {step}")
+    scale = load_scale(path)
+    known = json.dumps([read_manifest(path / "checkpoints" / str(step))["arrays"], scale])
+    digest = f"{step} {crc32(known.encode()):08x}"
+    about = f"{folder}, step {step}"
+    return RewardRun(rescaled(model, *scale), point.renderer, about, digest)
 
 
 def draw_scalar_model(
@@ -174,20 +181,6 @@ def calibration_of(gaps: Float[np.ndarray, " n"], num_bins: int = 10) -> Calibra
         bins.append((float(sure[members].mean()), float(right[members].mean()), len(members)))
     error = sum(n * abs(a - c) for c, a, n in bins) / len(gaps)
     return Calibration(float(right.mean()), float(error), tuple(bins))
-
-
-def length_baseline(lengths: Sequence[Sequence[int]]) -> float:
-    """Measure how often the length alone says which of two answers is better.
-
-    Args:
-        lengths: Of the better and of the other answer of each pair, in tokens.
-
-    Returns:
-        The accuracy of the better of two rules, the longer and the shorter wins; a tie is half.
-    """
-    apart = np.array([a - b for a, b in lengths], float)
-    longer = float(np.where(apart == 0, 0.5, apart > 0).mean()) if len(apart) else 0.5
-    return max(longer, 1 - longer)
 
 
 def pair_gaps(rewards: Float[np.ndarray, "rows k"]) -> Float[np.ndarray, " pairs"]:

@@ -7,8 +7,8 @@ so that a run that was stopped goes on as if it had not been.
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.models.heads import ActorCritic
 from genai_jax.models.lm import LanguageModel
+from genai_jax.models.lora import merge_lora, without_lora
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.rl.kl_control import gain_of
 from genai_jax.rl.rewards import Reward, RewardPolicy, reward_samples
 from genai_jax.rl.rollouts import (
     Prompt,
     RolloutConfig,
+    Rollouts,
     check_gap,
     draw_rollouts,
     make_scorer,
@@ -39,8 +41,8 @@ from genai_jax.types import Batch, PyTree
 class Prompts(Protocol):
     """Prompts by number, without end."""
 
-    def __getitem__(self, number: int) -> Prompt:
-        """Give a prompt; a pure function of the number."""
+    def take(self, first: int, count: int) -> Sequence[Prompt]:
+        """Give some prompts; a pure function of their numbers."""
         ...
 
 
@@ -59,8 +61,8 @@ class Experience:
         rewarding: What becomes of answers without one.
         advantages: How scores become advantages; groups are those of the rollouts.
         mesh: Its devices share the rows of the update.
-        writer: From the model that trains to the one that writes; where there is a critic beside
-            it, or an adapter in it.
+        adapted: Whether the policy has adapters. Without them it is the reference, and to write
+            they are merged; otherwise the reference is in the context.
         check: Is called every few tokens; may raise, to give up.
         timing: Takes the seconds of each part.
         say: Takes warnings.
@@ -76,7 +78,7 @@ class Experience:
     rewarding: RewardPolicy
     advantages: AdvantageConfig
     mesh: Mesh
-    writer: Callable[[Any], LanguageModel] = lambda model: getattr(model, "policy", model)
+    adapted: bool = False
     check: Callable[[], None] = lambda: None
     timing: JsonLines | None = None
     say: Callable[[str], None] = print
@@ -86,6 +88,32 @@ class Experience:
         """Prepare the programs."""
         self._score = make_scorer(self.mesh, self.config.temperature)
         self._estimate = jax.jit(functools.partial(with_targets, self.advantages))
+        self._merge = jax.jit(merge_lora)
+
+    def draw(self, state: TrainState, asked: Sequence[Prompt], seed: int, group: int) -> Rollouts:
+        """Have the policy of a state answer prompts."""
+        policy = policy_of(state)
+        return draw_rollouts(
+            self._merge(policy) if self.adapted else policy,
+            asked,
+            replace(self.config, group=group),
+            length=self.length,
+            seed=seed,
+            step=int(state.step),
+            stop_ids=self.stop_ids,
+            vocab_size=self.tokenizer.vocab_size,
+            check=self.check,
+        )
+
+    def score(self, state: TrainState, rows: Batch) -> Batch:
+        """Add what policy, reference and critic of a state say of answers."""
+        policy = policy_of(state)
+        reference = (state.context or {}).get("reference")
+        if self.adapted:
+            reference = without_lora(policy)
+        critic = state.model.critic if isinstance(state.model, ActorCritic) else None
+        rows = jax.device_put(rows, batch_sharding(self.mesh))
+        return self._score(policy, reference, critic, rows)
 
     def batch(self, step: int, state: Callable[[], TrainState]) -> Batch:
         """Draw and judge the answers of a step.
@@ -100,18 +128,8 @@ class Experience:
         """
         clock = [time.perf_counter()]
         now = state()
-        asked = [self.prompts[step * self.config.prompts + i] for i in range(self.config.prompts)]
-        rollouts = draw_rollouts(
-            self.writer(now.model),
-            asked,
-            self.config,
-            length=self.length,
-            seed=self.seed,
-            step=step,
-            stop_ids=self.stop_ids,
-            vocab_size=self.tokenizer.vocab_size,
-            check=self.check,
-        )
+        asked = self.prompts.take(step * self.config.prompts, self.config.prompts)
+        rollouts = self.draw(now, asked, self.seed, self.config.group)
         rows = rollout_rows(rollouts, self.length)
         clock.append(time.perf_counter())
         earned = reward_samples(self.reward, rollouts.samples(self.tokenizer), self.rewarding)
@@ -121,12 +139,9 @@ class Experience:
             "score": earned.scores.astype(np.float32),
             "valid": earned.valid.astype(np.float32),
         }
-        rows = jax.device_put(rows, batch_sharding(self.mesh))
-        critic = now.model.critic if isinstance(now.model, ActorCritic) else None
-        known = dict(now.context or {})
-        reference = known.pop("reference", None)
-        rows = self._score(self.writer(now.model), reference, critic, rows)
+        rows = self.score(now, rows)
         gap = check_gap(rows, self.config.most_gap)
+        known = {name: x for name, x in now.context.items() if name != "reference"}
         rows = self._estimate(rows, known)
         jax.block_until_ready(rows)
         clock.append(time.perf_counter())
@@ -151,6 +166,12 @@ class Experience:
 
     def __exit__(self, *error: object) -> None:
         """Let nothing go: the engine is made anew for every step."""
+
+
+def policy_of(state: TrainState) -> LanguageModel:
+    """Take the policy out of a state, from beside its critic if it has one."""
+    model = state.model
+    return model.policy if isinstance(model, ActorCritic) else model
 
 
 def with_targets(config: AdvantageConfig, rows: Batch, context: Mapping[str, PyTree]) -> Batch:

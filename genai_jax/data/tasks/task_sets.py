@@ -3,6 +3,7 @@
 import dataclasses
 
 from genai_jax.data.conversations import Example
+from genai_jax.data.tasks.gold_preferences import reply_examples
 from genai_jax.data.tasks.split import FAMILIES, Side, tasks
 from genai_jax.data.tasks.task import DIFFICULTIES, Difficulty, Family, Task
 
@@ -16,12 +17,15 @@ class TaskConfig:
             none takes all.
         hard_share: Share of hard tasks among those that are learnt or asked, from 0 to 1.
         examples: Tasks that are learnt from, of the training side.
+        replies: Short replies in a tone that are learnt beside them: what the embedded preferences
+            are about.
         held_out: Tasks of each family and difficulty that are measured, of the other side.
     """
 
     families: tuple[str, ...] = ()
     hard_share: float = 0.2
     examples: int = 30_000
+    replies: int = 6000
     held_out: int = 50
 
     def __post_init__(self) -> None:
@@ -31,9 +35,9 @@ class TaskConfig:
             raise ValueError(f"`families` must be among {', '.join(known)}; got {unknown[0]!r}.")
         if not 0 <= self.hard_share <= 1:
             raise ValueError(f"`hard_share` must be from 0 to 1; got {self.hard_share}.")
-        for name in ("examples", "held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        for name, least in (("examples", 1), ("replies", 0), ("held_out", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
 
     @property
     def chosen(self) -> tuple[Family, ...]:
@@ -75,7 +79,8 @@ def task_examples(config: TaskConfig, seed: int) -> tuple[list[Example], list[Ex
         mixed = MixedTasks(config, side, seed)
         each = [mixed[i] for i in range(count)]
         made.append([Example.of(task.prompt, task.answer) for task in each])
-    return made[0], made[1]
+    replies = reply_examples(seed, "train", config.replies)
+    return made[0] + replies, made[1]
 
 
 def held_out_tasks(config: TaskConfig) -> dict[Difficulty, list[Task]]:

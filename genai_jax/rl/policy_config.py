@@ -1,0 +1,161 @@
+"""The options of a run of reinforcement learning."""
+
+import dataclasses
+import math
+from dataclasses import field
+from typing import Literal
+
+from genai_jax.data.tasks.task_sets import TaskConfig
+from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.lora import LoraConfig
+from genai_jax.objectives.policy_gradient import PolicyLossConfig
+from genai_jax.rl.algorithms import Algorithm
+from genai_jax.rl.kl_control import KLControl
+from genai_jax.rl.rewards import RewardPolicy
+from genai_jax.rl.rollouts import RolloutConfig
+from genai_jax.rl.targets import AdvantageConfig
+from genai_jax.training.optimizers import OptimizerConfig
+from genai_jax.training.passes import Passes
+from genai_jax.training.run_config import RunConfig
+from genai_jax.training.schedules import ScheduleConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardWeights:
+    """What an answer earns: a sum of these.
+
+    Attributes:
+        grade: For a right answer, by the grader of its task or, of prompts of your own, by being
+            their `answer`.
+        model: Times what the reward model says.
+        gold: Times the judge's own reward, which a reward model only estimates; for replies.
+        per_token: Taken off for each token.
+    """
+
+    grade: float = 0.0
+    model: float = 0.0
+    gold: float = 0.0
+    per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        values = dataclasses.asdict(self)
+        if not all(math.isfinite(value) for value in values.values()):
+            raise ValueError(f"the weights of rewards must be finite; got {values}.")
+        if not any(values.values()):
+            raise ValueError("an answer must earn something; got weights of 0 alone.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig(RunConfig):
+    """A run of reinforcement learning.
+
+    A step draws `rollouts.prompts` times `rollouts.group` answers, and makes `passes.epochs` times
+    `passes.minibatches` updates of them.
+
+    Attributes:
+        init: Folder of the policy that the run begins with, which is its reference too: a run of
+            ours, or a model of Hugging Face's.
+        reward_model: Folder of a run of lm_reward.py, which judges; with a critic it is also what
+            the critic begins as. None where no weight is on it.
+        batch_size: Answers of a step; 0 is what the rollouts say, which it must be.
+        length: T, most tokens of a prompt and its answer.
+        model: How the model computes (dtype, remat); the shape is that of `init`. Dropout would
+            change the ratios, and there is none.
+        lora: The adapter; rank 0 trains all parameters.
+        ask: Prompts: tasks (the embedded ones), replies (those of the embedded preferences), or
+            data (your own).
+        tasks: Which of the embedded tasks.
+        data: Your own prompts: JSON lines with `prompt` or `messages`, and perhaps `answer`.
+        rollouts: How answers are drawn.
+        rewards: What they earn.
+        rewarding: What becomes of an answer whose reward fails.
+        normalise_rewards: Whether scores are given the mean 0 and the deviation 1 of all before.
+        advantages: How rewards become advantages; groups are those of the rollouts.
+        loss: Of the policy, and of its critic.
+        kl: How much a nat away from the reference costs.
+        passes: Updates of a step.
+        optimizer: How a gradient becomes an update.
+        schedule: The learning rate over all updates.
+        measured: Prompts that are held out, answered and measured at each evaluation.
+    """
+
+    workdir: str = "runs/policy"
+    init: str = ""
+    reward_model: str = ""
+    steps: int = 100
+    batch_size: int = 0
+    length: int = 128
+    ema_decay: float = 0.0
+    evaluate_every: int = 20
+    save_every: int = 20
+    log_every: int = 5
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
+    ask: Literal["tasks", "replies", "data"] = "tasks"
+    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.5))
+    data: str = ""
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardWeights = field(default_factory=lambda: RewardWeights(grade=1.0))
+    rewarding: RewardPolicy = field(default_factory=RewardPolicy)
+    normalise_rewards: bool = False
+    advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    kl: KLControl = field(default_factory=KLControl)
+    passes: Passes = field(default_factory=Passes)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(1e-4, "linear", warmup_steps=10, final_fraction=0.1)
+    )
+    measured: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning; take from the rollouts what must be as they say."""
+        answers = self.rollouts.answers
+        if self.batch_size not in (0, answers):
+            raise ValueError(
+                f"`batch_size` must be rollouts.prompts × rollouts.group; got {self.batch_size} "
+                f"and {answers}. Leave it out."
+            )
+        object.__setattr__(self, "batch_size", answers)
+        advantages = dataclasses.replace(
+            self.advantages,
+            group_size=self.rollouts.group,
+            longest_answer=self.rollouts.max_tokens,
+        )
+        object.__setattr__(self, "advantages", advantages)
+        loss = dataclasses.replace(self.loss, temperature=self.rollouts.temperature)
+        if loss.aggregation == "constant":
+            loss = dataclasses.replace(loss, constant_length=self.rollouts.max_tokens)
+        object.__setattr__(self, "loss", loss)
+        super().__post_init__()
+        if self.model.dropout or self.model.attention_dropout:
+            raise ValueError(
+                "the ratio of two policies must be without dropout; got "
+                f"{self.model.dropout} and {self.model.attention_dropout}. Leave them at 0."
+            )
+        if bool(self.data) != (self.ask == "data"):
+            raise ValueError(
+                f"prompts of your own need both --ask data and --data; got {self.ask} and "
+                f"{self.data!r}."
+            )
+        if self.rewards.model and not self.reward_model:
+            raise ValueError(
+                "a weight on the reward model needs one; got none. Give --reward-model FOLDER, a "
+                "run of lm_reward.py, or --rewards.model 0."
+            )
+        if self.rewards.gold and self.ask != "replies":
+            raise ValueError(
+                f"the judge's own reward is for replies; got --ask {self.ask}. Choose --ask "
+                "replies, or --rewards.gold 0."
+            )
+        if self.rollouts.max_tokens >= self.length:
+            raise ValueError(
+                f"a row must hold a prompt and its answer; got `length` {self.length} and "
+                f"`rollouts.max_tokens` {self.rollouts.max_tokens}. Raise --length."
+            )
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The losses and the way to advantages, which say what is aimed at."""
+        return Algorithm(self.loss, self.advantages)
