@@ -1,7 +1,7 @@
 """Where text comes from: the documents of a source, in one fixed order.
 
-A source is named by a string: `stdlib`, `reference`, `files:GLOB`, `tfds:NAME[:SPLIT]` or
-`synthetic[:SEED]`. Its documents are raw bytes; `cleaning` makes text of them.
+A source is named by a string: `stdlib`, `reference`, `files:GLOB`, `tfds:NAME[:SPLIT]`,
+`tasks[:SEED]` or `synthetic[:SEED]`. Its documents are raw bytes; `cleaning` makes text of them.
 """
 
 import glob
@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from genai_jax.data.prepared_sets import open_prepared_set
+from genai_jax.data.tasks.plain_text import make_document, text_stamp
 
 _NOT_THE_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _SNIFFED_BYTES = 8192
+_TASK_DOCUMENTS = 8192
 _SYNTHETIC_DOCUMENTS = 2048
 _SYNTHETIC_BYTES = 4096
 
@@ -47,6 +49,7 @@ def read_documents(source: str, *, field: str = "text") -> Iterator[Document]:
             `files:GLOB`, plain text (a document a file) or `.jsonl` (a document a line), also
             `.gz`; `**` matches any folders; a folder stands for all the text files in it;
             `tfds:NAME[:SPLIT]`, a prepared set of tensorflow-datasets;
+            `tasks[:SEED]`, 5 MB of sentences that tell what the training tasks ask for;
             `synthetic[:SEED]`, 8 MiB of words that mean nothing.
         field: The name of the text in the objects of JSON lines and of tensorflow-datasets.
 
@@ -64,11 +67,13 @@ def read_documents(source: str, *, field: str = "text") -> Iterator[Document]:
         return _file_documents(rest, field)
     if kind == "tfds" and rest:
         return _tfds_documents(rest, field)
+    if kind == "tasks" and (not rest or rest.isdecimal()):
+        return _task_documents(int(rest or 0))
     if kind == "synthetic" and (not rest or rest.isdecimal()):
         return _synthetic_documents(int(rest or 0))
     raise ValueError(
-        "a source must be stdlib, reference, files:GLOB, tfds:NAME[:SPLIT] or synthetic[:SEED]; "
-        f"got {source!r}. For text of your own write files:{rest or source}."
+        "a source must be stdlib, reference, files:GLOB, tfds:NAME[:SPLIT], tasks[:SEED] or "
+        f"synthetic[:SEED]; got {source!r}. For text of your own write files:{rest or source}."
     )
 
 
@@ -90,6 +95,8 @@ def source_stamp(source: str) -> list[Any]:
     if kind == "tfds":
         folder = Path(_tfds_source(rest).dataset_info.data_dir)
         return [source, *file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))]
+    if kind == "tasks":
+        return [source, text_stamp(int(rest or 0))]
     return [source, np.__version__]
 
 
@@ -237,6 +244,11 @@ def _tfds_documents(spec: str, field: str) -> Iterator[Document]:
     for i in range(len(source)):
         where = f"tfds:{spec}[{i}]"
         yield Document(where, _text_of(source[i], field, where))
+
+
+def _task_documents(seed: int) -> Iterator[Document]:
+    for i in range(_TASK_DOCUMENTS):
+        yield Document(f"tasks:{seed}[{i}]", make_document(seed, i).encode())
 
 
 def _synthetic_documents(seed: int) -> Iterator[Document]:

@@ -38,7 +38,8 @@ class TextConfig:
         sources: Where the documents come from: stdlib (source of Python's library, 12 MB);
             reference (Python's manual, 0.4 MB); files:GLOB (a document a file or, in JSON lines
             named *.jsonl, a document a line; also .gz); tfds:NAME[:SPLIT] (a prepared set of
-            tensorflow-datasets); synthetic (8 MiB of meaningless words).
+            tensorflow-datasets); tasks[:SEED] (5 MB of sentences that tell what the training tasks
+            of `data.tasks` ask for); synthetic (8 MiB of meaningless words).
         weights: Share of each source in the training rows, in the order of `sources`; none:
             by their sizes.
         field: Name of the text in .jsonl and in tensorflow-datasets.

@@ -1,5 +1,6 @@
 """Reads a program of the small language: the statements around its expressions."""
 
+from genai_jax.data.tasks.small_reader import Reader, tokenize
 from genai_jax.data.tasks.small_syntax import (
     Assign,
     For,
@@ -7,11 +8,9 @@ from genai_jax.data.tasks.small_syntax import (
     Pass,
     Program,
     ProgramError,
-    Reader,
     Return,
     Statement,
     While,
-    tokenize,
 )
 
 _MOST_BLOCKS = 8

@@ -108,8 +108,8 @@ def test_answers_are_those_of_their_prompts():
         assert sorted(task.answer.split()) == task.answer.split()
         assert sorted(task.answer.split()) == sorted(task.content.split())
         task = LOOKUP.make(1, i, "easy")
-        pairs, key = task.content.split(": ")
-        assert f"{key}={task.answer}" in pairs.split()
+        key, pairs = task.content.split(" in ")
+        assert task.answer in pairs.split() and task.answer.startswith(f"{key}=")
         task = JSON_FORMAT.make(1, i, "hard")
         for key, value in json.loads(task.answer).items():
             assert key in task.prompt and str(value) in task.prompt
@@ -239,7 +239,7 @@ PROMPTS = {
         "43 - 2 = ?",
         "Put u i g c in order.",
         "Double the word liva.",
-        "c=7 z=8 b=2. What is b?",
+        "Find b in c=17 z=35 b=30.",
         "Write JSON with town na and age 66.",
         "f(x) is x plus 91, times 8. Write it.",
     ],
@@ -247,7 +247,7 @@ PROMPTS = {
         "What is 4 + 7 + 0?",
         "Sort h x e q n.",
         "Reverse lafuti, in capitals.",
-        "g=49 q=29 h=77 y=92 k=7 l=23. Which letter is 77?",
+        "In g=49 q=29 h=77 y=92 k=7 l=23, find 77.",
         "Write JSON with age town name of 18 na me.",
         "f(x) is x times 2 if x over 2, else x plus 8. Write it.",
     ],

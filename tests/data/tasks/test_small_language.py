@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from genai_jax.data.tasks.small_language import MOST_ITEMS, run_program
 from genai_jax.data.tasks.small_parser import parse_program
-from genai_jax.data.tasks.small_syntax import MOST_CHARACTERS, ProgramError
+from genai_jax.data.tasks.small_reader import MOST_CHARACTERS
+from genai_jax.data.tasks.small_syntax import ProgramError
 
 GCD = """
 def gcd(a, b):
