@@ -132,7 +132,7 @@ def test_a_transformer_reaches_the_policy_of_theory(loss, reference, population)
 def test_a_reward_model_of_strings_reaches_their_rewards(reference, population):
     model = ScalarModel(reference, jax.random.key(2))
     objective = make_reward_model_objective(RewardLossConfig())
-    models, _ = optimise(objective, model, population, updates=400, learning_rate=0.01)
+    models, _ = optimise(objective, model, population, updates=300, learning_rate=0.01)
     every = jax.tree.map(lambda x: jnp.asarray(x[None]), answers(range(COUNT)))
     rewards = np.asarray(jax.jit(answer_rewards)(models[-1], every), np.float64)[0]
     np.testing.assert_allclose(rewards - rewards.mean(), REWARDS - REWARDS.mean(), atol=1e-3)
