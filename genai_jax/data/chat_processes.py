@@ -23,7 +23,7 @@ def render_in_process(
     """Have conversations rendered, many by one process, but not so many that it may not.
 
     Args:
-        request: `source`, `tokens`, `marks` and `seconds` of the template.
+        request: `source`, `tokens`, `marks`, `today` and `seconds` of the template.
         batch: What it may read of each conversation.
 
     Returns:

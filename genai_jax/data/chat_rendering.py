@@ -49,8 +49,12 @@ def limit_resources(seconds: int) -> None:
             continue
 
 
-def make_environment() -> Any:
-    """Make the environment that transformers renders chat templates in."""
+def make_environment(today: str = "") -> Any:
+    """Make the environment that transformers renders chat templates in.
+
+    Args:
+        today: The date that a template is told, as 2026-01-31; empty is that of the clock.
+    """
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -107,7 +111,7 @@ def make_environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    now = datetime.now()
+    now = datetime.fromisoformat(today) if today else datetime.now()
     environment.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": now.strftime,
@@ -140,7 +144,9 @@ def mark_literals(tree: Any, mark: Callable[[str], str]) -> None:
 Rendering = Callable[[Mapping[str, Any]], tuple[str, str]]
 
 
-def compile_template(source: str, tokens: Mapping[str, str], marks: Mapping[str, str]) -> Rendering:
+def compile_template(
+    source: str, tokens: Mapping[str, str], marks: Mapping[str, str], today: str = ""
+) -> Rendering:
     """Make what renders a template, as it is and with marks.
 
     Args:
@@ -148,11 +154,12 @@ def compile_template(source: str, tokens: Mapping[str, str], marks: Mapping[str,
         tokens: Texts of special tokens that it may read, by the names of variables.
         marks: What stands for each special token wherever the template writes it, and `tokens` do;
             in other variables nothing is marked.
+        today: As `make_environment` takes it.
 
     Returns:
         From the variables that it may read to the text without marks, and the text with them.
     """
-    environment = make_environment()
+    environment = make_environment(today)
 
     def make(mark: Callable[[str], str]) -> Callable[[Mapping[str, Any]], str]:
         tree = environment.parse(source)
@@ -191,7 +198,8 @@ def answer(request: Mapping[str, Any]) -> list[dict[str, str]]:
     made: list[Rendering] = []
 
     def compiled() -> dict[str, str]:
-        made.append(compile_template(request["source"], request["tokens"], request["marks"]))
+        names = ("source", "tokens", "marks", "today")
+        made.append(compile_template(*(request[name] for name in names)))
         return {}
 
     def rendered(variables: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,12 +52,14 @@ class ChatTemplate:
         tokens: Texts of special tokens by the names that the template has for them (`bos_token`).
         name: Where it is from, for errors.
         seconds: Processor time that a rendering may take, at least 1.
+        today: The date that it is told if it asks, as 2026-01-31; empty is that of the clock.
     """
 
     source: str
     tokens: Mapping[str, str] = field(default_factory=dict)
     name: str = "a chat template"
     seconds: int = 10
+    today: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what is no template."""
@@ -67,6 +70,12 @@ class ChatTemplate:
             )
         if self.seconds < 1:
             raise ChatTemplateError(f"`seconds` must be at least 1; got {self.seconds}.")
+        try:
+            date.fromisoformat(self.today or "2026-01-31")
+        except ValueError as error:
+            raise ChatTemplateError(
+                f"`today` must be a date as 2026-01-31; got {self.today!r}."
+            ) from error
 
     def render(
         self,
@@ -217,6 +226,7 @@ class ChatTemplate:
             "tokens": dict(self.tokens),
             "marks": dict(marks),
             "seconds": self.seconds,
+            "today": self.today,
         }
         texts = []
         for answer in render_in_process(request, batch):

@@ -1,5 +1,6 @@
 """Conversations as ids, and where the assistant's turns are in them."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -66,10 +67,21 @@ class TemplateChat:
         digest: SHA-256 of all that the ids depend on but the tokenizer, in hexadecimal.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        """Take the template of a model."""
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, *, today: str = "2024-07-26"
+    ) -> None:
+        """Take the template of a model.
+
+        Args:
+            tokenizer: Of the model.
+            template: Of the model.
+            today: The date that the template is told: rows must not depend on the clock. Llama 3's
+                asks, and says this one itself where there is no clock.
+        """
         self.tokenizer, self.template = tokenizer, template
-        self.digest = digest_of(template.source, *sorted(template.tokens.items()))
+        self._dated = dataclasses.replace(template, today=today)
+        dates = [today] if "strftime_now" in template.source else []
+        self.digest = digest_of(template.source, *sorted(template.tokens.items()), *dates)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -102,7 +114,7 @@ class TemplateChat:
             wanted.append((messages, False))
             for i in places[-1]:
                 wanted += [(messages[:i], True), (messages[: i + 1], False)]
-        encoded = iter(self.template.encode_batch(self.tokenizer, wanted))
+        encoded = iter(self._dated.encode_batch(self.tokenizer, wanted))
         return [self._turns(next(encoded), turns, encoded) for turns in places]
 
     def _turns(self, whole: Ids, numbers: Sequence[int], encoded: Iterator[Ids]) -> Turns:
@@ -150,4 +162,4 @@ class TemplateChat:
             ChatTemplateError: If the template refuses a conversation.
         """
         wanted = [(messages, True) for messages in conversations]
-        return self.template.encode_batch(self.tokenizer, wanted)
+        return self._dated.encode_batch(self.tokenizer, wanted)
