@@ -32,7 +32,7 @@ def _on_tasks(name: str, algorithm: Algorithm, group: int = 8) -> PolicyConfig:
 PRESETS: dict[str, tuple[str, PolicyConfig]] = {
     "grpo": ("the embedded tasks, by their graders; give --init", _on_tasks("grpo", GRPO)),
     "dr-grpo": (
-        "without the group's width and each answer's length",
+        "neither the width of groups nor lengths",
         _on_tasks("dr_grpo", DR_GRPO),
     ),
     "dapo": ("two bounds, all tokens alike, no groups of one score", _on_tasks("dapo", DAPO)),
@@ -57,9 +57,7 @@ def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
     if config.algorithm.needs_critic:
-        print(
-            "groups need no critic: for --advantages.estimator gae take lm_ppo.py.", file=sys.stderr
-        )
+        print("ERROR: groups need no critic; for gae take lm_ppo.py.", file=sys.stderr)
         return 2
     return run_script(config, run_policy)
 

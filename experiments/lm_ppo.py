@@ -65,9 +65,7 @@ def main() -> int:
     """Read the command line and run."""
     config = parse_command_line(PRESETS, description=__doc__ or "")
     if not config.algorithm.needs_critic:
-        print(
-            "PPO has a critic: for --advantages.estimator group take lm_grpo.py.", file=sys.stderr
-        )
+        print("ERROR: PPO has a critic; for groups take lm_grpo.py.", file=sys.stderr)
         return 2
     return run_script(config, run_policy)
 

@@ -73,7 +73,7 @@ class Measured:
             return {}
         policy = policy_of(state)
         model = jax.jit(merge_lora)(policy) if self.experience.adapted else policy
-        values = {}
+        values: dict[str, float] = {}
         for difficulty, tasks in held_out_tasks(self.config.tasks).items():
             shares = measure_tasks(
                 model,

@@ -58,7 +58,7 @@ class PolicyConfig(RunConfig):
             ours, or a model of Hugging Face's.
         reward_model: Folder of a run of lm_reward.py, which judges; with a critic it is also what
             the critic begins as. None where no weight is on it.
-        batch_size: Answers of a step; 0 is what the rollouts say, which it must be.
+        batch_size: Answers of a step, which the rollouts say.
         length: T, most tokens of a prompt and its answer.
         model: How the model computes (dtype, remat); the shape is that of `init`. Dropout would
             change the ratios, and there is none.
@@ -84,7 +84,7 @@ class PolicyConfig(RunConfig):
     init: str = ""
     reward_model: str = ""
     steps: int = 100
-    batch_size: int = 0
+    batch_size: int = field(init=False, default=0)
     length: int = 128
     ema_decay: float = 0.0
     evaluate_every: int = 20
@@ -111,13 +111,7 @@ class PolicyConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; take from the rollouts what must be as they say."""
-        answers = self.rollouts.answers
-        if self.batch_size not in (0, answers):
-            raise ValueError(
-                f"`batch_size` must be rollouts.prompts × rollouts.group; got {self.batch_size} "
-                f"and {answers}. Leave it out."
-            )
-        object.__setattr__(self, "batch_size", answers)
+        object.__setattr__(self, "batch_size", self.rollouts.answers)
         advantages = dataclasses.replace(
             self.advantages,
             group_size=self.rollouts.group,
@@ -138,11 +132,6 @@ class PolicyConfig(RunConfig):
             raise ValueError(
                 f"prompts of your own need both --ask data and --data; got {self.ask} and "
                 f"{self.data!r}."
-            )
-        if self.rewards.model and not self.reward_model:
-            raise ValueError(
-                "a weight on the reward model needs one; got none. Give --reward-model FOLDER, a "
-                "run of lm_reward.py, or --rewards.model 0."
             )
         if self.rewards.gold and self.ask != "replies":
             raise ValueError(

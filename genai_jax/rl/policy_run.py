@@ -48,6 +48,11 @@ from genai_jax.training.step import TrainStep, check_rows, make_train_step
 
 def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
     """Train a policy; returns the exit code."""
+    if config.rewards.model and not config.reward_model:
+        raise ValueError(
+            "a weight on the reward model needs one; got none. Give --reward-model FOLDER, a run "
+            "of lm_reward.py, or --rewards.model 0."
+        )
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
     config = dataclasses.replace(config, model=adopt(config.model, point.shape))
     if config.length > point.shape.max_length:
