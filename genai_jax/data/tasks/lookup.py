@@ -11,7 +11,7 @@ from genai_jax.data.tasks.task import Difficulty, Family, Question
 _KEYS = "abcdefghijklmnopqrstuvwxyz"
 _VALUES = tuple(map(str, range(100)))
 _LENGTHS = {"easy": (2, 3), "hard": (5, 6)}
-_PHRASINGS = ("Find {asked} in {pairs}.", "{pairs}. Where is {asked}?", "In {pairs}, find {asked}.")
+_PHRASINGS = ("{pairs}. Find {asked}.", "{pairs}. Where is {asked}?", "In {pairs}, find {asked}.")
 _STATEMENTS = ("In {pairs}, {asked} comes in {answer}.", "{pairs}: {asked} is in {answer}.")
 
 
