@@ -215,8 +215,8 @@ def test_what_has_no_meaning_or_is_missing_is_said(models):
     with pytest.raises(ValueError, match=r"`weight` must be in \[0, 1\]; got 2"):
         DistillationConfig(weight=2.0)
     with pytest.raises(ValueError, match=r"context\['teacher'\]; got none"):
-        make_distillation()(student, batch, {})
+        jax.eval_shape(make_distillation(), student, batch, {})
     with pytest.raises(ValueError, match="The teacher must have the model's vocabulary; got 4"):
-        make_distillation()(student, batch, {"teacher": policy_of(TABLE)})
+        jax.eval_shape(make_distillation(), student, batch, {"teacher": policy_of(TABLE)})
     with pytest.raises(ValueError, match="`chunk` must divide the row; got 5 and 12 tokens"):
-        make_distillation(chunk=5)(student, batch, {"teacher": student})
+        jax.eval_shape(make_distillation(chunk=5), student, batch, {"teacher": student})

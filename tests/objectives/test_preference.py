@@ -150,11 +150,8 @@ def test_a_reference_that_is_the_model_without_adapters_gets_no_gradient():
 
 def test_odds_of_a_sure_policy_are_finite_and_have_a_gradient():
     batch = jax.tree.map(jnp.asarray, answer_rows([0], [[0, 1]], [1.0]))
-    objective = jax.jit(
-        jax.value_and_grad(
-            lambda m: make_preference(PreferenceConfig("orpo"))(m, batch)["loss"].sum
-        )
-    )
+    objective = make_preference(PreferenceConfig("orpo"))
+    gradient_of = jax.jit(jax.value_and_grad(lambda m: objective(m, batch)["loss"].sum))
     for gap in (0.0, 1e-3, 5.0, 90.0, -90.0):
         value, gradient = gradient_of(Policy(jnp.array([[gap, 0.0]])))
         assert np.isfinite(value) and np.all(np.isfinite(gradient.table))
@@ -180,15 +177,17 @@ def test_what_has_no_meaning_is_refused(options, message):
 
 def test_what_is_missing_is_said(scored):
     policy, _, batch, _, _ = scored
-    with pytest.raises(ValueError, match=r"reads `ref_log_probs` \[B, K\] from the batch"):
-        make_preference()(policy, batch)
+
+    def refused(objective, rows, context, message):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(objective, policy, rows, context)
+
+    refused(make_preference(), batch, None, r"reads `ref_log_probs` \[B, K\] from the batch")
     live = make_preference(PreferenceConfig(reference="live"))
-    with pytest.raises(ValueError, match=r"reads the frozen model context\['reference'\]"):
-        live(policy, batch, {})
+    refused(live, batch, {}, r"reads the frozen model context\['reference'\]")
+    other = policy_of(np.ones((V + 1, V + 1)))
+    refused(live, batch, {"reference": other}, "vocabulary; got 12 ids beside 11")
+    short = {name: x[:, :1] for name, x in batch.items() if x.ndim > 1}
+    refused(live, short, None, r"must be a pair.*got 1 answers a row")
     with pytest.raises(ValueError, match="'adapter_off' needs `base_of`"):
         make_preference(PreferenceConfig(reference="adapter_off"))
-    other = policy_of(np.ones((V + 1, V + 1)))
-    with pytest.raises(ValueError, match="vocabulary; got 12 ids beside 11"):
-        live(policy, batch, {"reference": other})
-    with pytest.raises(ValueError, match=r"must be a pair.*got 1 answers a row"):
-        live(policy, {name: x[:, :1] for name, x in batch.items() if x.ndim > 1})

@@ -1,0 +1,48 @@
+"""Scores that are computed once: each row's own, whatever the batches, and none that is not one."""
+
+import numpy as np
+import pytest
+
+from genai_jax.data.rows import NumberedRows
+from genai_jax.data.scored_rows import ScoredRows, score_rows_once
+
+
+class Squares(NumberedRows):
+    """Row i is i; beyond the epoch rows are others."""
+
+    def __len__(self):
+        return 7
+
+    def _row(self, i):
+        return {"x": np.float32([i, i * i])}
+
+
+def sums(batch):
+    assert batch["x"].shape == (3, 2)
+    return batch["x"].sum(-1)
+
+
+def test_every_row_gets_its_own_score_in_batches_of_one_size():
+    scores = score_rows_once(Squares(), sums, batch_size=3)
+    np.testing.assert_array_equal(scores, [i + i * i for i in range(7)])
+    rows = ScoredRows(Squares(), scores)
+    assert len(rows) == 7
+    assert [float(row["ref_log_probs"]) for row in rows] == scores.tolist()
+    np.testing.assert_array_equal(rows[3]["x"], [3, 9])
+
+
+def test_a_number_beyond_the_epoch_is_the_row_that_was_scored():
+    rows = ScoredRows(Squares(), np.arange(7.0), "score")
+    np.testing.assert_array_equal(rows[9]["x"], rows[2]["x"])
+    assert rows[9]["score"] == 2
+
+
+def test_scores_that_are_missing_or_not_finite_are_refused():
+    with pytest.raises(ValueError, match="one entry a row; got 6 and 7 rows"):
+        ScoredRows(Squares(), np.zeros(6))
+
+    def broken(batch):
+        return np.where(batch["x"][:, 0] == 5, np.nan, 0.0)
+
+    with pytest.raises(ValueError, match="must be finite; got nan for row 5"):
+        score_rows_once(Squares(), broken, batch_size=3)
