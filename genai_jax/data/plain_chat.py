@@ -8,7 +8,7 @@ and of any other that has an id for the end of a text, GPT-2's say,
 
     user <|endoftext|> content <|endoftext|>
 
-after the ids that every text begins with. Either way special ids stand around all that is said, so
+after the ids that documents begin with. Either way special ids stand around all that is said, so
 that the ids of a conversation are those of its parts: nothing merges across, a prompt's ids are
 the beginning of the whole's, and no process is needed to render a million of them. The same
 template in Jinja2's language is kept with a run, for whoever talks with its model.
@@ -49,7 +49,9 @@ class PlainChat:
         ids = tokenizer.special_ids
         names = {token: name for name, token in ids.items()}
         lacking = [name for name in CHAT_SPECIALS if name not in ids]
-        self._begin = [token for token in tokenizer.begin_ids if token in names]
+        # As documents begin in pre-training.
+        first = tokenizer.begin_ids or (tokenizer.eot_id,)
+        self._begin = [token for token in first if token in names]
         begin = "".join(names[token] for token in self._begin)
         if not lacking:
             self._heads = {role: np.array([ids[f"<|{role}|>"]], np.int32) for role in ROLES}

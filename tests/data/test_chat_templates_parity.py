@@ -9,8 +9,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_jax.data.chat_templates import load_chat_template
+from genai_jax.data.chat_templates import ChatTemplateError, load_chat_template
+from genai_jax.data.chat_turns import TemplateChat
 from genai_jax.data.corpora import read_documents
+from genai_jax.data.plain_chat import PlainChat
 from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 
 if not os.environ.get("GENAI_JAX_PARITY"):  # where it is set, a missing package is a failure
@@ -264,6 +266,39 @@ def test_the_turn_s_end_ends_an_answer(family):
     if name in END_OF_TURN:
         end = tokenizer.special_ids[END_OF_TURN[name]]
         assert end in tokenizer.end_ids and end in template.end_ids(tokenizer)
+
+
+ANSWERED = ("  Hello,\n world  ", "Hi. é 你好 🙂", " x", "if x:\n\tpass")
+
+
+def test_turns_of_the_assistant_are_found(family):
+    name, theirs, tokenizer, template = family
+    messages = talk(ANSWERED)
+    chat = TemplateChat(tokenizer, template)
+    (ids, turns) = chat.render([messages])[0]
+    whole = template.render(messages, add_generation_prompt=False)
+    if "strftime_now" not in template.source:
+        assert ids.tolist() == their_ids(theirs, messages)
+    spelt = [tokenizer.decode(ids[start : end - 1]).strip() for start, end in turns]
+    assert spelt == [ANSWERED[1], ANSWERED[3]] and all(text in whole for text in spelt)
+    assert all(ids[end - 1] in chat.end_ids for _, end in turns)
+    for number, (start, _) in zip((1, 3), turns, strict=True):
+        assert chat.prompts([messages[:number]])[0].tolist() == ids[:start].tolist()
+    if name.startswith("mistral"):  # says what the system says only where it is asked
+        with pytest.raises(ChatTemplateError, match="must write the same before message 2"):
+            chat.render([talk(ANSWERED, "Be brief.")])
+
+
+def test_our_own_template_is_the_same_by_both_roads(family):
+    _, _, tokenizer, _ = family
+    plain = PlainChat(tokenizer)
+    slow = TemplateChat(tokenizer, plain.template)
+    conversations = [talk(contents, " Be") for contents in CONTENTS]
+    for fast, by_template in zip(
+        plain.render(conversations), slow.render(conversations), strict=True
+    ):
+        assert fast.ids.tolist() == by_template.ids.tolist()
+        assert fast.turns == by_template.turns
 
 
 @settings(max_examples=20)

@@ -198,10 +198,10 @@ def test_what_one_example_says_is_not_seen_by_another(measure):
     """Neighbours of other words, of which nothing counts, change neither loss nor gradient."""
     own = learnt([3, 1, 4, 1, 5], 2)
     found = []
-    for neighbour in ([9, 2, 6], [8, 8, 8]):
-        silent = LearntText(np.array(neighbour, np.int32), np.zeros(3, bool))
+    for neighbour in ([9, 2, 6, 5, 3], [8, 8, 8, 8, 8]):
+        silent = LearntText(np.array(neighbour, np.int32), np.zeros(5, bool))
         rows = WholeExampleRows(LearntTexts([silent, own, silent]), length=LENGTH)
-        assert len(rows) == 1
+        assert len(rows) == 1 and rows[0]["tokens"][5:10].tolist() == own.ids.tolist()
         found.append(measure(rows))
     alone = measure(WholeExampleRows(LearntTexts([own]), length=LENGTH))
     assert found[0][1] == found[1][1] == alone[1] == 3

@@ -179,6 +179,24 @@ def test_conversations_are_rendered_in_few_processes(monkeypatch):
     assert len(started) == 10
 
 
+def test_conversations_that_are_too_much_together_are_rendered_apart(monkeypatch):
+    from genai_jax.data import chat_processes
+
+    chat, original = chat_of(CHATML), chat_processes._ask
+    expected = chat.render([TALK, LONGER[:5]])
+
+    def ask(request):
+        many = len(request["conversations"]) > 2
+        return {"error": "it takes longer than 10 s"} if many else original(request)
+
+    monkeypatch.setattr(chat_processes, "_ask", ask)
+    for one, other in zip(chat.render([TALK, LONGER[:5]]), expected, strict=True):
+        assert one.ids.tolist() == other.ids.tolist() and one.turns == other.turns
+    monkeypatch.setattr(chat_processes, "_ask", lambda request: {"error": "it takes longer"})
+    with pytest.raises(ChatTemplateError, match="could not be rendered: it takes longer"):
+        chat.render([TALK])
+
+
 def test_one_conversation_that_is_refused_does_not_hide_behind_others():
     refusal = "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}"
     talk = [(said("user", x), said("assistant", "y")) for x in ("yes", "no", "yes")]
