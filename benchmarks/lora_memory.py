@@ -5,6 +5,7 @@ Nothing is run and no parameter is made: arrays are described, the step is compi
 
 import dataclasses
 from dataclasses import field, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from genai_jax.objectives.next_token import next_token
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
 from genai_jax.training.partition import Trains, trainable
+from genai_jax.training.schedules import ScheduleConfig, make_schedule
 from genai_jax.training.state import TrainState
 from genai_jax.training.step import make_train_step
 from genai_jax.types import Batch
@@ -42,7 +44,7 @@ class BenchmarkConfig:
 
     rows: int = 1
     length: int = 512
-    layers: str = "scanned"
+    layers: Literal["unrolled", "scanned"] = "scanned"
     dtype: Dtype = "float32"
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -96,7 +98,11 @@ def measure(
 
     trains: Trains = None if lora is None else is_adapter
     optimizer = make_optimizer(
-        OptimizerConfig(), lambda step: 1e-4, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
+        OptimizerConfig(),
+        make_schedule(ScheduleConfig(peak=1e-4), 1000),
+        decays=lm.decays,
+        muon=lm.hidden_matrix,
+        mesh=mesh,
     )
 
     def init() -> TrainState:
@@ -110,8 +116,8 @@ def measure(
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch: Batch = {"tokens": row, "targets": row, "loss_mask": row}
     step = make_train_step(next_token, optimizer, mesh, state, seed=0, trains=trains)
-    compiled = step.on_leaves.lower(step.leaves(state), batch).compile()
-    said = compiled.memory_analysis()
+    jitted: Any = step.on_leaves
+    said = jitted.lower(step.leaves(state), batch).compile().memory_analysis()
     return Memory(
         said.argument_size_in_bytes,
         said.temp_size_in_bytes,

@@ -19,6 +19,7 @@ from genai_jax.interop.safetensors import DTYPES, Outgoing
 from genai_jax.interop.settings import ConfigError, Settings
 from genai_jax.interop.tensor_names import HEAD, Slot, slots_of
 from genai_jax.models.lm import LanguageModel
+from genai_jax.models.lora import adapters_of
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.paths import named_leaves
 
@@ -87,7 +88,13 @@ def save_pretrained(
 
     Raises:
         ConfigError: If no family can say the model's shape.
+        ValueError: If it has adapters.
     """
+    if adapters_of(model):
+        raise ValueError(
+            "a model is written without adapters; this one has some. Merge them first "
+            "(models.lora.merge_lora), or write them by themselves (interop.adapters.save_adapter)."
+        )
     config = canonical(model.config)
     held = np.dtype(dtype or model.embedding.table[...].dtype)
     text, family = _describe(config, origin, held, dtype is not None, token_ids)
