@@ -324,14 +324,8 @@ def train_images(
     told = some_conditions(data, config.condition, config.sample_images)
 
     def sample(state: TrainState, say: Say) -> dict[str, bytes]:
-        images = drawer(
-            state.averaged,
-            config.sample_images,
-            told,
-            config.sampler,
-            seed=config.seed,
-            check=stop.check,
-        )
+        model, count = state.averaged, config.sample_images
+        images = drawer(model, count, told, config.sampler, seed=config.seed, check=stop.check)
         return {".png": picture_of(images, told, data.num_classes)}
 
     state, exit_code = fit(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,18 @@ from genai_jax.interop.family import NOT_SHAPE
 from genai_jax.interop.origin import Origin, load_origin
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models.lm import LanguageModel
+from genai_jax.models.lora import add_lora, merge_lora
 from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.lora import LoraConfig
 from genai_jax.paths import map_named
 from genai_jax.training.checkpoints import load_part
-from genai_jax.training.initialise import Initial, Source, from_run, newest_arrays
+from genai_jax.training.initialise import (
+    Initial,
+    Source,
+    digest_of_part,
+    load_initial,
+    newest_arrays,
+)
 from genai_jax.training.posthoc_ema import reconstruct
 from genai_jax.training.run_directory import RunError, read_run
 from genai_jax.training.saved_config import from_json
@@ -117,36 +126,81 @@ def _load_run(path: Path, sigma_rel: float) -> TextModel:
         chat = load_chat_template(origin.folder)
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
+    lora = from_json(LoraConfig, config["lora"]) if "lora" in config else LoraConfig(rank=0)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     arrays = newest_arrays(path / "checkpoints")
+    inner = _place_of(path, arrays, part)
 
     def stored(name: str, x: Any) -> jax.ShapeDtypeStruct:
         """Each parameter in the type that it came with, which need not be that of all."""
-        known = arrays.get(f"{part}/{re.sub(r'^layers/[0-9]+/', 'layers/', name)}", {})
+        stacked = re.sub(r"^layers/[0-9]+/", "layers/", name)
+        known = arrays.get("/".join((part, *inner, stacked)), {})
         dtype = "float32" if part == "ema" else known.get("dtype", x.dtype)
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=device)
 
-    model = jax.eval_shape(lambda: LanguageModel(shape, jax.random.key(0)))
+    key = jax.random.key(0)
+    model = jax.eval_shape(lambda: add_lora(LanguageModel(shape, key), lora, key))
     like = map_named(stored, model)
     if sigma_rel:
         made = reconstruct(path / "ema", like, sigma_rel)
         return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin, chat)
-    found = load_part(path / "checkpoints", {part: like})
+    found = load_part(path / "checkpoints", {part: _nested(inner, like)})
     if found is None:
         raise RunError(
             f"a run must have a checkpoint to be sampled from; {path} has none yet. Wait for the "
             "first one (--save-every), or train with the same command again."
         )
     step, parts = found
-    return TextModel(parts[part], tokenizer, f"{path}, step {step}", origin, chat)
+    model = parts[part]
+    for name in inner:
+        model = model[name]
+    if lora.rank:
+        model = jax.jit(merge_lora)(model)
+    return TextModel(model, tokenizer, f"{path}, step {step}", origin, chat)
+
+
+def _place_of(path: Path, arrays: Mapping[str, Any], part: str) -> tuple[str, ...]:
+    """Say below which names a run keeps its language model.
+
+    Raises:
+        RunError: If it writes nothing, since it is a reward model.
+    """
+    held = {name.split("/")[1] for name in arrays if name.startswith(f"{part}/")}
+    if "score" in held:
+        raise RunError(f"a model must write to be sampled from; {path} is a reward model.")
+    return ("policy",) if "policy" in held else ()
+
+
+def _nested(names: Sequence[str], tree: PyTree) -> PyTree:
+    """Put a tree below names."""
+    for name in reversed(names):
+        tree = {name: tree}
+    return tree
 
 
 def init_source(folder: str) -> Source | None:
     """Make what reads the parameters that a run begins with: of a run, or of such a folder."""
-    if folder and is_pretrained(folder):
-        return functools.partial(_load_initial, folder)
-    return from_run(folder)
+    if not folder:
+        return None
+    return functools.partial(_load_initial if is_pretrained(folder) else _load_policy, folder)
+
+
+def _load_policy(folder: str, like: PyTree) -> Initial:
+    """Read the language model of a run, from beside a critic or with its adapters merged."""
+    path = Path(folder)
+    config, _ = read_run(path)
+    part = "ema" if config["ema_decay"] else "model"
+    inner = _place_of(path, newest_arrays(path / "checkpoints"), part)
+    if not inner and not config.get("lora", {}).get("rank"):
+        return load_initial(folder, like)
+    found = _load_run(path, 0.0)
+    step = int(found.about.rsplit(" ", 1)[1])
+    placed = jax.tree.map(
+        lambda x, wanted: jax.device_put(x.astype(wanted.dtype), wanted.sharding), found.model, like
+    )
+    digest = digest_of_part(path / "checkpoints", step, "/".join((part, *inner)))
+    return Initial(placed, found.about, digest)
 
 
 def _load_initial(folder: str, like: PyTree) -> Initial:

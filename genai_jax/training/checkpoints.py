@@ -7,11 +7,13 @@ finished checkpoint. Reading checks every array against the manifest.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import shutil
 import sys
 import zlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,8 @@ def _read_arrays(
 ) -> dict[str, Any]:
     """Read the arrays of a checkpoint, or a part of them, and check them by its manifest.
 
-    A part is all below the first words of the wanted names, in the dtypes that it was saved in.
+    A part is all below the words that the wanted names with the same first word begin with, in the
+    dtypes that it was saved in.
     """
     manifest = read_manifest(directory)
     arrays = manifest["arrays"]
@@ -140,8 +143,8 @@ def _read_arrays(
         name: jax.ShapeDtypeStruct(x["shape"], jnp.dtype(x["dtype"])) for name, x in arrays.items()
     }
     if part:
-        parts = {name.split("/")[0] for name in wanted}
-        described = {name: x for name, x in described.items() if name.split("/")[0] in parts}
+        folders = tuple(_folder_of(wanted, first) for first in {x.split("/")[0] for x in wanted})
+        described = {name: x for name, x in described.items() if name.startswith(folders)}
         wanted = {
             name: jax.ShapeDtypeStruct(x.shape, described.get(name, x).dtype, sharding=x.sharding)
             for name, x in wanted.items()
@@ -166,6 +169,13 @@ def _read_arrays(
         if crc32 is not None and arrays[name]["crc32"] not in (None, crc32):
             raise DamagedCheckpoint(f"`{name}` is not what was written (CRC-32 differs)")
     return flat
+
+
+def _folder_of(names: Collection[str], first: str) -> str:
+    """Give the words, each with its slash, that all names with a first word begin with."""
+    words = [name.split("/")[:-1] for name in names if name.split("/")[0] == first]
+    shared = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False))
+    return "".join(f"{each[0]}/" for each in shared)
 
 
 def load_part(directory: Path, like: PyTree) -> tuple[int, PyTree] | None:

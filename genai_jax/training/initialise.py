@@ -70,10 +70,21 @@ def load_initial(run_folder: str | Path, like: PyTree, *, prefer: Part = "ema") 
             "yet. Wait for the first one (--save-every)."
         )
     step, parts = found
+    about = f"{run_folder} after its step {step}"
+    return Initial(parts[part], about, digest_of_part(folder, step, part))
+
+
+def digest_of_part(folder: Path, step: int, part: str) -> str:
+    """Say which arrays these are: part, step, and a checksum of what the checkpoint says of them.
+
+    Args:
+        folder: Of checkpoints.
+        step: Of the checkpoint.
+        part: What their names begin with.
+    """
     arrays = read_manifest(folder / str(step))["arrays"]
-    chosen = {name: arrays[name] for name in sorted(arrays) if name.split("/")[0] == part}
-    digest = f"{part} {step} {crc32(json.dumps(chosen, sort_keys=True).encode()):08x}"
-    return Initial(parts[part], f"{run_folder} after its step {step}", digest)
+    chosen = {name: arrays[name] for name in sorted(arrays) if name.startswith(f"{part}/")}
+    return f"{part} {step} {crc32(json.dumps(chosen, sort_keys=True).encode()):08x}"
 
 
 def newest_arrays(folder: Path) -> dict[str, Any]:
