@@ -7,8 +7,9 @@ from zlib import crc32
 
 import jax
 
-from genai_jax.data.chat_templates import ChatTemplate, load_chat_template
-from genai_jax.data.chat_turns import ChatRenderer, TemplateChat
+from genai_jax.data.chat_cache import make_chat_renderer
+from genai_jax.data.chat_templates import load_chat_template
+from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat, save_chat_template
 from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
 from genai_jax.data.saved_tokenizers import load_tokenizer
@@ -83,7 +84,7 @@ def starting_point(init: str, workdir: str = "") -> StartingPoint:
     shape = PretrainedFolder(init).config
     tokenizer = load_pretrained_tokenizer(Path(init), shape.vocab_size)
     chat = load_chat_template(Path(init))
-    return StartingPoint(shape, _renderer(tokenizer, chat), source, init)
+    return StartingPoint(shape, make_chat_renderer(tokenizer, chat), source, init)
 
 
 def fresh_start(model: TransformerConfig) -> StartingPoint:
@@ -144,15 +145,4 @@ def _of_run(path: Path, init: str, source: Source) -> StartingPoint:
     chat = load_chat_template(path / "chat")
     if chat is None and origin is not None:
         chat = load_chat_template(origin.folder)
-    return StartingPoint(shape, _renderer(tokenizer, chat), source, init)
-
-
-def _renderer(tokenizer: Tokenizer, template: ChatTemplate | None) -> ChatRenderer:
-    """Choose what renders: our own template, which needs no process, where it is that one."""
-    if template is None:
-        return PlainChat(tokenizer)
-    try:
-        plain = PlainChat(tokenizer)
-    except ValueError:
-        return TemplateChat(tokenizer, template)
-    return plain if plain.template.source == template.source else TemplateChat(tokenizer, template)
+    return StartingPoint(shape, make_chat_renderer(tokenizer, chat), source, init)
