@@ -145,6 +145,23 @@ _QUICKSTART = PretrainConfig(
     log_every=20,
     prompt="def ",
 )
+_TASKS = replace(
+    _QUICKSTART,
+    workdir="runs/tasks",
+    steps=800,
+    batch_size=32,
+    length=128,
+    model=TransformerConfig(
+        num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512, max_length=128, qk_norm=True
+    ),
+    data=TextConfig(sources=("tasks",), tokenizer="bytes", chat=True),
+    evaluate_every=400,
+    save_every=400,
+    log_every=50,
+    sample_tokens=100,
+    prompt="",
+    compare_xz=False,
+)
 _TOKENS_OF_GPT2 = TextConfig(sources=("synthetic",), tokenizer="bytes")
 PRESETS: dict[str, tuple[str, PretrainConfig]] = {
     "quickstart": ("Python's own source code, minutes on a laptop", _QUICKSTART),
@@ -160,6 +177,7 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
             prompt="",
         ),
     ),
+    "tasks": ("sentences of the embedded tasks, to be tuned by lm_sft.py", _TASKS),
     "shakespeare": ("nanoGPT's character model for CPUs; give --data.path", _SHAKESPEARE),
     "shakespeare-fast": ("as many parameters, less time; give --data.path", _SHAKESPEARE_FAST),
     "shakespeare-gpu": (

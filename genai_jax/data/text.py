@@ -16,6 +16,7 @@ from genai_jax.data.cleaning import Policies, clean_documents, limit_document
 from genai_jax.data.corpora import Document, read_documents, source_stamp
 from genai_jax.data.fill_in_the_middle import SENTINELS, make_rearrange
 from genai_jax.data.packing import ContiguousRows, MixedRows, PackedRows, WholeRows
+from genai_jax.data.plain_chat import CHAT_SPECIALS
 from genai_jax.data.rows import Rows
 from genai_jax.data.token_cache import (
     FORMAT,
@@ -52,6 +53,8 @@ class TextConfig:
             middle (Bavarian et al., arXiv:2207.14255: up to 0.9 costs next to nothing), from 0 to
             1; tokenizers that are trained get the ids for it.
         fim_spm_rate: Share of those whose suffix comes before the prefix, from 0 to 1.
+        chat: Whether a tokenizer that is trained gets ids for conversations, so that the model can
+            be tuned to answer in turns.
         invalid_utf8: What to do with bytes that are not UTF-8: replace them (by U+FFFD), skip the
             document, or stop with an error.
         nul: What to do with NUL characters: strip them, skip the document, or stop with an error.
@@ -71,6 +74,7 @@ class TextConfig:
     validation_fraction: float = 0.1
     fim_rate: float = 0.0
     fim_spm_rate: float = 0.5
+    chat: bool = False
     invalid_utf8: Literal["replace", "skip", "error"] = "replace"
     nul: Literal["strip", "skip", "error"] = "strip"
     oversized: Literal["split", "skip", "error"] = "split"
@@ -222,6 +226,8 @@ def _cache_key(config: TextConfig, tokenizer: Tokenizer | None) -> str:
         del recipe[name]
     if not config.fim_rate:  # it changes nothing, then
         del recipe["fim_rate"], recipe["fim_spm_rate"]
+    if not config.chat:
+        del recipe["chat"]
     if tokenizer is not None:
         recipe |= {"tokenizer": tokenizer.digest, "vocab_size": tokenizer.vocab_size}
     stamps = [source_stamp(source) for source in config.all_sources]
@@ -311,7 +317,10 @@ def _build(folder: Path, config: TextConfig, tokenizer: Tokenizer | None) -> Non
             texts,
             config.vocab_size,
             end_of_text=not survey.contiguous,
-            specials=SENTINELS if config.fim_rate else (),
+            specials=(
+                *(SENTINELS if config.fim_rate else ()),
+                *(CHAT_SPECIALS if config.chat else ()),
+            ),
         )
     if tokenizer.eot_id is None and not survey.contiguous:
         raise ValueError(
