@@ -30,7 +30,7 @@ class PipelineConfig:
         seed: Of every stage.
         seeds: Runs of PPO, with the seeds `seed`, `seed + 1`, ...: their spread is reported.
         cpu_devices: On a CPU, number of devices that each stage makes of it; 0 is one a core.
-        pretrain: More flags for lm_pretrain.py.
+        pretrain: More flags for lm_pretrain.py, with an equals sign: --pretrain="--steps 100".
         sft: More flags for lm_sft.py.
         reward: More flags for lm_reward.py.
         ppo: More flags for lm_ppo.py.
