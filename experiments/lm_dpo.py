@@ -155,7 +155,7 @@ PRESETS: dict[str, tuple[str, DpoConfig]] = {
 def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
     """Align; returns the exit code."""
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = replace(config, model=adopt(config.model, point.shape))
+    config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
     ) as run:
@@ -163,7 +163,7 @@ def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
         data = load(
             config.data,
             point.renderer,
-            length=min(config.length, point.shape.max_length),
+            length=config.length,
             seed=config.seed,
             **_embedded(config),
         )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import sys
 from dataclasses import field, replace
 
@@ -15,13 +14,8 @@ from genai_jax.data.text import TextConfig, TextData, load_text
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.decoding.text import stream_text
-from genai_jax.evaluation.likelihood import make_text_evaluator
-from genai_jax.evaluation.text_report import (
-    describe_likelihood,
-    describe_python_syntax,
-    describe_xz,
-    kept_text,
-)
+from genai_jax.evaluation.likelihood import make_source_evaluators, make_text_evaluator
+from genai_jax.evaluation.text_report import describe_pretraining, kept_text
 from genai_jax.evaluation.text_runs import adopt, beginning_of, init_source
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models import lm
@@ -49,9 +43,11 @@ class PretrainConfig(RunConfig):
     """A run of pre-training.
 
     Attributes:
-        init: Folder of another run whose newest parameters this one begins with; or of a model of
-            Hugging Face's (config.json, safetensors, tokenizer), whose shape and tokenizer are then
-            taken too; none draws parameters.
+        init: Folder of another run whose newest parameters this one begins with, and whose
+            tokenizer it takes; or of a model of Hugging Face's (config.json, safetensors,
+            tokenizer), whose shape is taken too; none draws parameters.
+        also_measure: Sources that are measured beside the validation text, as `val/NAME/loss` and
+            `val/NAME/bits_per_byte`: what a model forgets while it learns another text.
         length: T, tokens of a row.
         microbatches: Parts that a batch is computed in, one after the other, to save memory; 0 is
             one on accelerators, and on a CPU as many as make it fastest.
@@ -74,6 +70,7 @@ class PretrainConfig(RunConfig):
 
     workdir: str = "runs/lm_pretrain"
     init: str = ""
+    also_measure: tuple[str, ...] = ()
     steps: int = 2000
     batch_size: int = 32
     length: int = 256
@@ -178,6 +175,19 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
         ),
     ),
     "tasks": ("sentences of the embedded tasks, to be tuned by lm_sft.py", _TASKS),
+    "domain": (
+        "from Python's source, which a run of quickstart has learnt, to its manual; give --init",
+        replace(
+            _QUICKSTART,
+            workdir="runs/domain",
+            also_measure=("stdlib",),
+            steps=150,
+            data=replace(_QUICKSTART.data, sources=("reference",)),
+            schedule=ScheduleConfig(2e-3, "linear", warmup_steps=10, final_fraction=0.0),
+            evaluate_every=50,
+            prompt="",
+        ),
+    ),
     "shakespeare": ("nanoGPT's character model for CPUs; give --data.path", _SHAKESPEARE),
     "shakespeare-fast": ("as many parameters, less time; give --data.path", _SHAKESPEARE_FAST),
     "shakespeare-gpu": (
@@ -248,8 +258,9 @@ PRESETS: dict[str, tuple[str, PretrainConfig]] = {
 def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
     """Train; returns the exit code."""
     beginning = beginning_of(config.init, "" if config.overwrite else config.workdir)
-    if beginning is not None:
-        config = begin_as(config, beginning.shape)
+    shape = None if beginning is None else beginning.shape
+    if shape is not None:
+        config = replace(config, model=adopt(config.model, shape, config.length))
         print(f"shape and tokenizer: those of {config.init}, whatever other flags say", flush=True)
     tokenizer = None if beginning is None else beginning.tokenizer
     with open_run(
@@ -259,19 +270,9 @@ def run_pretraining(config: PretrainConfig, stop: StopRequest) -> int:
         print(data.summary, flush=True)
         run.require_identity({"data": data.content_digest, "tokenizer": data.tokenizer.digest})
         data.tokenizer.save(run.folder("tokenizer"))
-        if beginning is not None and not run.folder("origin").exists():
+        if shape is not None and not run.folder("origin").exists():
             PretrainedFolder(config.init).origin.save(run.folder("origin"))
         return pretrain(config, run, data, stop)
-
-
-def begin_as(config: PretrainConfig, shape: TransformerConfig) -> PretrainConfig:
-    """Give a run the shape of the model that it begins with."""
-    if config.length > shape.max_length:
-        raise ValueError(
-            f"`length` must not exceed the context of {config.init}; got {config.length} and "
-            f"{shape.max_length}. Give --length {shape.max_length}."
-        )
-    return replace(config, model=adopt(config.model, shape))
 
 
 def make_training(
@@ -324,6 +325,15 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         next_token, mesh, data.validation, config.evaluation_rows, data.validation_bytes
     )
 
+    evaluate_others = make_source_evaluators(
+        config.also_measure,
+        config.data,
+        data.tokenizer,
+        mesh,
+        config.length,
+        config.evaluation_rows,
+    )
+
     def sample(state: TrainState, say: Say) -> dict[str, str]:
         text = sample_text(config, state.averaged, data.tokenizer, stop)
         say("\n".join("  | " + line for line in text.split("\n")[:_LINES_SHOWN]))
@@ -336,7 +346,10 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
         train_step,
         Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
         stop=stop,
-        evaluate=lambda state: evaluator(state.averaged, stop.check),
+        evaluate=lambda state: {
+            **evaluator(state.averaged, stop.check),
+            **evaluate_others(state.averaged, stop.check),
+        },
         sample=sample if config.sample_tokens else None,
         unit="tokens",
         units_per_row=config.length,
@@ -347,7 +360,17 @@ def pretrain(config: PretrainConfig, run: RunDirectory, data: TextData, stop: St
     )
     if exit_code == 0:
         report = run.folder("samples") / "report.txt"
-        print(kept_text(report, lambda: final_report(config, run, data, state.averaged)))
+        describe = functools.partial(
+            describe_pretraining,
+            run,
+            data,
+            state.averaged,
+            SamplingConfig(config.temperature),
+            compare_xz=config.compare_xz,
+            max_tokens=config.length,
+            seed=config.seed,
+        )
+        print(kept_text(report, describe))
     return exit_code
 
 
@@ -365,25 +388,6 @@ def sample_text(
         check=stop.check,
     )
     return config.prompt + "".join(written)
-
-
-def final_report(
-    config: PretrainConfig, run: RunDirectory, data: TextData, model: LanguageModel
-) -> str:
-    """Say what the run has come to."""
-    last = json.loads(run.metrics.path.read_text(encoding="utf-8").splitlines()[-1])
-    loss, bits = last["val/loss"], last["val/bits_per_byte"]
-    lines = [describe_likelihood(loss, bits, data.validation_bytes)]
-    if config.compare_xz:
-        lines.append(describe_xz(data))
-    if config.data.all_sources == ("stdlib",):
-        how = SamplingConfig(config.temperature)
-        lines.append(
-            describe_python_syntax(model, data, how, max_tokens=config.length, seed=config.seed)
-        )
-    lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
-    lines.append(f"more text:     python experiments/lm_sample.py --model {run.path}")
-    return "\n".join(lines)
 
 
 def main() -> int:

@@ -111,14 +111,14 @@ PRESETS: dict[str, tuple[str, RewardConfig]] = {
 def run_reward(config: RewardConfig, stop: StopRequest) -> int:
     """Train a reward model; returns the exit code."""
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = replace(config, model=adopt(config.model, point.shape))
+    config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
     ) as run:
         data = load_preferences(
             config.data,
             point.renderer,
-            length=min(config.length, point.shape.max_length),
+            length=config.length,
             seed=config.seed,
             preferences=gold_sides(config.gold, config.seed) if config.on_gold else None,
         )

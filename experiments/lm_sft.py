@@ -128,13 +128,7 @@ def run_sft(config: SftConfig, stop: StopRequest) -> int:
     """Fine-tune; returns the exit code."""
     begun = "" if config.overwrite else config.workdir
     point = starting_point(config.init, begun) if config.init else fresh_start(config.model)
-    shape = adopt(config.model, point.shape)
-    if config.length > shape.max_length:
-        raise ValueError(
-            f"`length` must not exceed the context of the model; got {config.length} and "
-            f"{shape.max_length}. Give --length {shape.max_length}."
-        )
-    config = replace(config, model=shape)
+    config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
     ) as run:

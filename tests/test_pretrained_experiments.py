@@ -12,7 +12,7 @@ import sentencepiece
 
 from experiments import convert_checkpoint, lm_pretrain, lm_sample
 from genai_jax.data.plain_chat import PlainChat, save_chat_template
-from genai_jax.evaluation.text_runs import load_text_model
+from genai_jax.evaluation.text_runs import adopt, load_text_model
 from genai_jax.interop.export import save_pretrained
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.interop.safetensors import Outgoing, SafetensorsFile, write_safetensors
@@ -292,10 +292,8 @@ def test_a_model_of_no_family_stays_here(run, convert, corpus, tmp_path):
 
 
 def test_the_shape_is_the_folder_s_and_how_to_compute_is_the_user_s(theirs):
-    config = lm_pretrain.PretrainConfig(
-        init=str(theirs), length=16, model=TransformerConfig(dropout=0.1, layers="scanned")
-    )
-    adopted = lm_pretrain.begin_as(config, PretrainedFolder(theirs).config).model
+    shape = PretrainedFolder(theirs).config
+    adopted = adopt(TransformerConfig(dropout=0.1, layers="scanned"), shape, 16)
     assert dataclasses.replace(adopted, dropout=0.0, layers="unrolled") == dataclasses.replace(
         PretrainedFolder(theirs).config, param_dtype="float32"
     )

@@ -1,6 +1,7 @@
 """What a language model has come to, beside what a compressor and people make of the same text."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from genai_jax.decoding.text import prompt_tokens
 from genai_jax.evaluation.compression import xz_bits_per_byte
 from genai_jax.evaluation.python_syntax import share_of_lines_that_parse
 from genai_jax.training.json_lines import write_atomically
+from genai_jax.training.run_directory import RunDirectory
 
 _PROGRAMS = 32
 
@@ -76,3 +78,36 @@ def describe_python_syntax(
         f"ast.parse:     accepts {parsed / max(1, lines):.0%} of {lines} sampled lines, and "
         f"{real / max(1, all_real):.0%} of the {all_real:,} held-out ones"
     )
+
+
+def describe_pretraining(
+    run: RunDirectory,
+    data: TextData,
+    model: DecodingModel,
+    how: SamplingConfig,
+    *,
+    compare_xz: bool,
+    max_tokens: int,
+    seed: int,
+) -> str:
+    """Say what a run of pre-training has come to.
+
+    Args:
+        run: Of the model.
+        data: What it has learnt.
+        model: Its newest parameters.
+        how: Programs are drawn, where that was Python's source.
+        compare_xz: Whether to say what xz makes of the same text.
+        max_tokens: Of a program.
+        seed: Of the programs.
+    """
+    last = json.loads(run.metrics.path.read_text(encoding="utf-8").splitlines()[-1])
+    loss, bits = last["val/loss"], last["val/bits_per_byte"]
+    lines = [describe_likelihood(loss, bits, data.validation_bytes)]
+    if compare_xz:
+        lines.append(describe_xz(data))
+    if run.config["data"]["path"] is None and run.config["data"]["sources"] == ["stdlib"]:
+        lines.append(describe_python_syntax(model, data, how, max_tokens=max_tokens, seed=seed))
+    lines.append(f"loss curve:    {run.folder('plots') / 'loss.png'}")
+    lines.append(f"more text:     python experiments/lm_sample.py --model {run.path}")
+    return "\n".join(lines)

@@ -211,19 +211,20 @@ def _load_initial(folder: str, like: PyTree) -> Initial:
 
 
 class Beginning(NamedTuple):
-    """What a run that begins as a folder of Hugging Face's takes from it.
+    """What a run takes from what it begins with.
 
     Attributes:
-        shape: Of the model.
         tokenizer: Of the texts.
+        shape: Of the model, if that is a folder of Hugging Face's. Of a run the shape is not taken:
+            flags that say another are refused.
     """
 
-    shape: TransformerConfig
     tokenizer: Tokenizer
+    shape: TransformerConfig | None = None
 
 
 def beginning_of(init: str, workdir: str) -> Beginning | None:
-    """Read what a run begins as; None where it is not a folder of Hugging Face's.
+    """Read what a run begins with; None where it begins with nothing.
 
     A run that has begun has it all: the folder may be gone, or another one by now.
 
@@ -234,18 +235,34 @@ def beginning_of(init: str, workdir: str) -> Beginning | None:
     if not init:
         return None
     run = Path(workdir)
-    if workdir and (run / "origin").is_dir():
+    if workdir and (run / "tokenizer").is_dir():
         saved, _ = read_run(run)
         if saved["init"] == init:
-            shape = from_json(TransformerConfig, saved["model"])
-            return Beginning(shape, load_tokenizer(run / "tokenizer"))
+            theirs = (run / "origin").is_dir()
+            shape = from_json(TransformerConfig, saved["model"]) if theirs else None
+            return Beginning(load_tokenizer(run / "tokenizer"), shape)
     if not is_pretrained(init):
-        return None
+        read_run(init)
+        return Beginning(load_tokenizer(Path(init) / "tokenizer"))
     shape = PretrainedFolder(init).config
-    return Beginning(shape, load_pretrained_tokenizer(Path(init), shape.vocab_size))
+    return Beginning(load_pretrained_tokenizer(Path(init), shape.vocab_size), shape)
 
 
-def adopt(model: TransformerConfig, shape: TransformerConfig) -> TransformerConfig:
-    """Give a model another's shape; how it trains and computes stays."""
+def adopt(model: TransformerConfig, shape: TransformerConfig, length: int) -> TransformerConfig:
+    """Give a model another's shape; how it trains and computes stays.
+
+    Args:
+        model: How it trains and computes.
+        shape: The shape.
+        length: Tokens of a row.
+
+    Raises:
+        ValueError: If a row is longer than the context.
+    """
+    if length > shape.max_length:
+        raise ValueError(
+            f"`length` must not exceed the context of the model; got {length} and "
+            f"{shape.max_length}. Give --length {shape.max_length}."
+        )
     kept: dict[str, Any] = {name: getattr(model, name) for name in NOT_SHAPE}
     return dataclasses.replace(shape, **kept)

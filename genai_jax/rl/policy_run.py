@@ -54,12 +54,7 @@ def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
             "of lm_reward.py, or --rewards.model 0."
         )
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = dataclasses.replace(config, model=adopt(config.model, point.shape))
-    if config.length > point.shape.max_length:
-        raise ValueError(
-            f"`length` must not exceed the context of the model; got {config.length} and "
-            f"{point.shape.max_length}. Give --length {point.shape.max_length}."
-        )
+    config = dataclasses.replace(config, model=adopt(config.model, point.shape, config.length))
     judge = load_reward_run(config.reward_model) if config.reward_model else None
     with open_run(
         config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
