@@ -93,14 +93,14 @@ def variant(preset, loss=None, **advantages):
 
 
 def population_of(algorithm):
-    return make_population(algorithm, STRINGS, LOG_REFERENCE, SCORES, BETA)
+    return make_population(algorithm, STRINGS, LOG_REFERENCE, SCORES)
 
 
 def gradient(algorithm, model):
     """The ascent that the production loss of all that the model may write asks for."""
     population = population_of(algorithm)
     context = {"beta": jnp.float32(BETA)}
-    found, terms = jax.jit(lambda m: gradient_of(algorithm, m, population(m), context))(model)
+    found, terms = jax.jit(lambda m: gradient_of(algorithm, m, population(m, BETA), context))(model)
     return jax.tree.map(lambda g: -np.asarray(g, np.float64), found), terms
 
 
@@ -260,7 +260,7 @@ def test_a_transformer_is_led_to_the_tilted_reference(algorithm):
     training = make_training(
         algorithm,
         model,
-        make_population(algorithm, STRINGS, reference, SCORES, BETA),
+        make_population(algorithm, STRINGS, reference, SCORES),
         optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 400)),
         context={"beta": jnp.float32(BETA)},
     )
