@@ -4,7 +4,6 @@ Everything is exact: the rows are all groups of the actual size, with their prob
 policy of that moment, and the production objective and step do the rest. Whitening is off.
 """
 
-import dataclasses
 import functools
 import itertools
 
@@ -33,21 +32,12 @@ from tests.rl.enumerated import (
     make_training,
     optimum_reached,
     tilted,
+    variant,
 )
 
 THREE_DECIMALS = 5e-4
 OPTIMUM, VALUE = tilted(REFERENCE, SCORES, BETA)
 LOG_REFERENCE = np.log(REFERENCE)[:, None]
-
-
-def variant(preset, *, group_size=None, loss=None, **advantages):
-    """A preset with other options, and groups small enough to enumerate."""
-    if group_size is not None:
-        advantages["group_size"] = group_size
-    return Algorithm(
-        dataclasses.replace(preset.loss, **(loss or {})),
-        dataclasses.replace(preset.advantages, **advantages),
-    )
 
 
 def close(found, wanted):

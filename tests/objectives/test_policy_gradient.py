@@ -254,6 +254,7 @@ def test_padding_and_rows_that_do_not_count_change_nothing(case):
         for name, x in LARGE.items()
     }
     padded["advantages"][32:] = np.nan
+    padded["weight"][32:] = 1
     padded["tokens"][:, 6:] = 5
     same(computed(config, padded), wanted)
 

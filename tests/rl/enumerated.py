@@ -17,6 +17,7 @@ import optax
 from genai_jax.objectives.policy_gradient import make_policy_gradient
 from genai_jax.objectives.token_log_probs import score_rows
 from genai_jax.parallel.mesh import make_mesh
+from genai_jax.rl.algorithms import Algorithm
 from genai_jax.rl.targets import rollout_targets
 from genai_jax.training.passes import ONE_PASS
 from genai_jax.training.state import init_state
@@ -26,6 +27,14 @@ from genai_jax.training.step import loss_of, make_train_step
 REFERENCE = np.array([0.5, 0.3, 0.15, 0.05])
 SCORES = np.array([0.0, 0.5, 1.0, 2.0])
 BETA = 0.5
+
+
+def variant(preset, loss=None, **advantages):
+    """A preset with other options of its loss and of its advantages."""
+    return Algorithm(
+        dataclasses.replace(preset.loss, **(loss or {})),
+        dataclasses.replace(preset.advantages, **advantages),
+    )
 
 
 def tilted(reference, scores, beta):

@@ -1,7 +1,5 @@
 """The presets are what their papers say, and each names the optimum that it targets."""
 
-import dataclasses
-
 import pytest
 
 from genai_jax.rl.algorithms import (
@@ -12,18 +10,11 @@ from genai_jax.rl.algorithms import (
     PPO,
     REINFORCE,
     RLOO,
-    Algorithm,
     optimum_of,
 )
+from tests.rl.enumerated import variant
 
 ALL = (PPO, REINFORCE, RLOO, GRPO, DR_GRPO, DAPO, GSPO)
-
-
-def variant(preset, loss=None, **advantages):
-    return Algorithm(
-        dataclasses.replace(preset.loss, **(loss or {})),
-        dataclasses.replace(preset.advantages, **advantages),
-    )
 
 
 def test_presets_have_their_papers_numbers():
