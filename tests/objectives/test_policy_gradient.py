@@ -189,6 +189,13 @@ def test_the_first_ratio_is_that_of_the_first_update_alone():
     assert float(term.sum / term.weight) == pytest.approx(wanted["first_log_ratio"], abs=1e-6)
 
 
+def test_rows_of_other_weights_are_counted():
+    steps = np.array([3, 4, 4, 3, 4, 4], np.int32)
+    batch = BATCH | {"weights_step": steps, "step": np.full(ROWS, 4, np.int32)}
+    term = terms_of(PolicyLossConfig(), batch)["stale"]
+    assert (float(term.sum), float(term.weight), term.coefficient) == (2, 6, 0)
+
+
 def test_a_ratio_beyond_all_bounds_stays_a_number():
     batch = BATCH | {"old_log_probs": np.full_like(BATCH["old_log_probs"], -300.0)}
     config = PolicyLossConfig(ratio="sequence", kl_in_loss="k3_weighted", kl_coefficient=1.0)
@@ -242,21 +249,17 @@ def same(found, wanted):
     assert values == pytest.approx(others, abs=1e-5)
 
 
-def test_devices_and_microbatches_change_nothing(case):
-    config, wanted = case
-    same(computed(config, LARGE, devices=8, microbatches=2), wanted)
-
-
-def test_padding_and_rows_that_do_not_count_change_nothing(case):
+def test_devices_microbatches_and_padding_change_nothing(case):
+    """Nor do rows that have a weight and no token that counts."""
     config, wanted = case
     padded = {
-        name: np.pad(x, ((0, 8), *[(0, 2)] * (x.ndim - 1)), constant_values=0)
+        name: np.pad(x, ((0, 16), *[(0, 2)] * (x.ndim - 1)), constant_values=0)
         for name, x in LARGE.items()
     }
     padded["advantages"][32:] = np.nan
     padded["weight"][32:] = 1
     padded["tokens"][:, 6:] = 5
-    same(computed(config, padded), wanted)
+    same(computed(config, padded, devices=8, microbatches=2), wanted)
 
 
 def test_what_is_missing_is_named():
