@@ -83,6 +83,8 @@ def optimum_of(algorithm: Algorithm, beta: float | None = None) -> str:
     - in the reward: $\pi^* \propto \pi_{ref} e^{r / \beta}$, whatever the baseline, which maximises
       $E r - \beta KL(\pi \| \pi_{ref})$. At π* all answers have the same r - β log(π / π_ref), so
       that every baseline, a group's width too, leaves nothing.
+      A mean over each answer's tokens, like a ratio of sequences (GSPO), divides its advantage by
+      its length, which is still nothing there, and so moves the way to π* only.
     - k2, or k3 weighted by the ratio, in the loss: the gradient of the score is that of
       $c \cdot E r$, and so π* at β / c: c is 1 for a critic and for leave_one_out,
       $(G - 1) / G$ for the mean of a group that the answer itself is in.
@@ -94,7 +96,8 @@ def optimum_of(algorithm: Algorithm, beta: float | None = None) -> str:
       $E[A_i \nabla \log \pi(y_i)]$ over all groups of the actual size balances the divergence. For
       scores 0 and 1 in infinite groups: with k2, $1 / \sqrt{p (1 - p)} =
       \beta (\mathrm{logit}\, p - \mathrm{logit}\, p_{ref})$, which has no solution below a critical
-      β; with k3, $\sqrt{p (1 - p)} = \beta (p - p_{ref})$, which has one always.
+      β; with k3, $\sqrt{p (1 - p)} = \beta (p - p_{ref})$, which has one always. Where groups of
+      equal scores are dropped (DAPO) both expectations are over those that are kept.
 
     Args:
         algorithm: The choice.

@@ -74,15 +74,17 @@ def rollout_kl(batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Estimate the divergence of the policy that wrote from the reference, by k1.
 
     Args:
-        batch: `old_log_probs`, `ref_log_probs` and `loss_mask` [B, T].
+        batch: `old_log_probs`, `ref_log_probs` and `loss_mask` [B, T], and `weight` [B] where
+            answers do not all count the same.
 
     Returns:
-        Nats an answer, and the number of answers with a counted token.
+        Nats an answer, 0 of none, and the number of answers with a counted token.
     """
     counted = batch["loss_mask"] > 0
     ratio = jnp.where(counted, batch["old_log_probs"] - batch["ref_log_probs"], 0.0)
-    answers = counted.any(-1).sum().astype(jnp.float32)
-    return ratio.sum() / jnp.maximum(answers, 1.0), answers
+    weight = counted.any(-1) * batch.get("weight", 1.0)
+    answers = weight.sum()
+    return jnp.sum(weight * ratio.sum(-1)) / jnp.where(answers > 0, answers, 1.0), answers
 
 
 class Gain(NamedTuple):

@@ -4,7 +4,6 @@ Everything is exact: the rows are all groups of the actual size, with their prob
 policy of that moment, and the production objective and step do the rest. Whitening is off.
 """
 
-import dataclasses
 import functools
 import itertools
 
@@ -33,21 +32,12 @@ from tests.rl.enumerated import (
     make_training,
     optimum_reached,
     tilted,
+    variant,
 )
 
 THREE_DECIMALS = 5e-4
 OPTIMUM, VALUE = tilted(REFERENCE, SCORES, BETA)
 LOG_REFERENCE = np.log(REFERENCE)[:, None]
-
-
-def variant(preset, *, group_size=None, loss=None, **advantages):
-    """A preset with other options, and groups small enough to enumerate."""
-    if group_size is not None:
-        advantages["group_size"] = group_size
-    return Algorithm(
-        dataclasses.replace(preset.loss, **(loss or {})),
-        dataclasses.replace(preset.advantages, **advantages),
-    )
 
 
 def close(found, wanted):
@@ -87,10 +77,15 @@ def test_ppo_leads_to_the_tilted_reference_and_its_critic_to_the_value_of_it():
     """Three clipped updates a step: at the optimum the ratio is 1, and no bound binds."""
     algorithm = variant(PPO, whiten_advantages="none")
     outcomes = letters(4)
-    population = make_population(algorithm, outcomes, LOG_REFERENCE, SCORES, BETA)
+    population = make_population(algorithm, outcomes, LOG_REFERENCE, SCORES)
     model = Pair(Tabular(jnp.asarray(LOG_REFERENCE.T, jnp.float32)), TabularCritic(jnp.zeros((1,))))
     training = make_training(
-        algorithm, model, population, optimizer=optax.sgd(2.0), passes=Passes(3)
+        algorithm,
+        model,
+        population,
+        optimizer=optax.sgd(2.0),
+        passes=Passes(3),
+        context={"beta": jnp.float32(BETA)},
     )
     trained = training(300)
     close(outcomes.probabilities(trained.policy), OPTIMUM)
@@ -101,8 +96,10 @@ def test_the_width_of_a_group_leaves_the_tilted_reference_where_it_is():
     """With the divergence in the reward all answers have the same one there, beta log Z: whatever
     divides it, the gradient is zero, at pi* alone."""
     algorithm = variant(GRPO, group_size=3, kl_in_reward=True, loss={"kl_in_loss": "none"})
-    population = make_population(algorithm, letters(4), LOG_REFERENCE, SCORES, BETA)
-    gradient = jax.jit(lambda model: gradient_of(algorithm, model, population(model))[0].table)
+    population = make_population(algorithm, letters(4), LOG_REFERENCE, SCORES)
+    gradient = jax.jit(
+        lambda model: gradient_of(algorithm, model, population(model, BETA))[0].table
+    )
 
     def norm(policy):
         return np.linalg.norm(gradient(Tabular(jnp.log(jnp.asarray(policy, jnp.float32))[None])))
@@ -255,7 +252,7 @@ def infinite_groups(divergence):
     outcomes = letters(2)
     log_reference = jnp.full((2, 1), -np.log(2), jnp.float32)
 
-    def population(model):
+    def population(model, beta):
         old = outcomes.log_probs(model)
         weight = jnp.exp(old[:, 0])
         scores = jnp.asarray(BINARY, jnp.float32)[None]

@@ -17,6 +17,7 @@ import optax
 from genai_jax.objectives.policy_gradient import make_policy_gradient
 from genai_jax.objectives.token_log_probs import score_rows
 from genai_jax.parallel.mesh import make_mesh
+from genai_jax.rl.algorithms import Algorithm
 from genai_jax.rl.targets import rollout_targets
 from genai_jax.training.passes import ONE_PASS
 from genai_jax.training.state import init_state
@@ -26,6 +27,14 @@ from genai_jax.training.step import loss_of, make_train_step
 REFERENCE = np.array([0.5, 0.3, 0.15, 0.05])
 SCORES = np.array([0.0, 0.5, 1.0, 2.0])
 BETA = 0.5
+
+
+def variant(preset, loss=None, **advantages):
+    """A preset with other options of its loss and of its advantages."""
+    return Algorithm(
+        dataclasses.replace(preset.loss, **(loss or {})),
+        dataclasses.replace(preset.advantages, **advantages),
+    )
 
 
 def tilted(reference, scores, beta):
@@ -145,8 +154,8 @@ def policy_of(model):
     return getattr(model, "policy", model)
 
 
-def make_population(algorithm, outcomes, reference, scores, beta):
-    """Make `model -> batch`: all groups that it may write, as rollouts with their probabilities.
+def make_population(algorithm, outcomes, reference, scores):
+    """Make `(model, beta) -> batch`: all groups that it may write, as rollouts with their chances.
 
     Args:
         reference: log pi_ref of each token, [K, T].
@@ -159,7 +168,7 @@ def make_population(algorithm, outcomes, reference, scores, beta):
     )
     reference, scores = (jnp.asarray(x, jnp.float32)[of_rows] for x in (reference, scores))
 
-    def population(model):
+    def population(model, beta):
         log_probs = outcomes.log_probs(policy_of(model))
         chances = jnp.exp(log_probs.sum(-1)[members].sum(-1)) * orders
         old = log_probs[of_rows]
@@ -186,6 +195,7 @@ def make_population(algorithm, outcomes, reference, scores, beta):
 def gradient_of(algorithm, model, batch, context=None):
     """The gradient of the production loss, and its terms."""
     objective = make_policy_gradient(algorithm.loss)
+    batch = jax.tree.map(jnp.asarray, batch)
 
     def loss(model):
         terms = objective(model, batch, context)
@@ -195,7 +205,9 @@ def gradient_of(algorithm, model, batch, context=None):
     return jax.grad(loss, has_aux=True)(model)
 
 
-def make_training(algorithm, model, population, *, optimizer, passes=ONE_PASS, context=None):
+def make_training(
+    algorithm, model, population, *, optimizer, context, passes=ONE_PASS, next_context=None
+):
     """Make `(updates, context) -> model`: that many steps from the model, each on what the policy
     of that moment writes. Of several numbers of updates, in order: the models after each."""
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -208,11 +220,12 @@ def make_training(algorithm, model, population, *, optimizer, passes=ONE_PASS, c
         seed=0,
         clip_norm=None,
         passes=passes,
+        next_context=next_context,
     )
 
     def one(_, carried):
         state, most = carried
-        state, metrics = step(state, population(state.model))
+        state, metrics = step(state, population(state.model, state.context["beta"]))
         total, weight = metrics["first_log_ratio"]
         return state, jnp.maximum(most, total / weight)
 
@@ -241,7 +254,7 @@ def optimum_reached(
     """
     outcomes = letters(len(reference))
     log_reference = np.log(reference)[:, None]
-    population = make_population(algorithm, outcomes, log_reference, scores, beta)
+    population = make_population(algorithm, outcomes, log_reference, scores)
     context = {"beta": jnp.float32(beta)}
     model = Tabular(jnp.asarray(log_reference.T, jnp.float32))
     training = make_training(

@@ -56,7 +56,7 @@ def test_the_divergence_is_below_the_bound(n):
 @pytest.mark.parametrize("n", [2, 4, 16])
 def test_the_divergence_is_the_bound_where_answers_are_many_and_distinct(n):
     """Of K equally likely answers it is sum_i w_i log(K w_i), w_i = (i/K)^n - ((i-1)/K)^n, which
-    falls short of the bound by about log(K) / K^2."""
+    falls short of the bound by the order of log(K) / K^2."""
     gaps = []
     for outcomes in (1_000, 100_000):
         uniform = np.full(outcomes, 1 / outcomes)

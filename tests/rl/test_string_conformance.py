@@ -1,11 +1,5 @@
 """Policies over seven short strings: gradients are the analytic ones, and training ends where the
-mathematics says, token by token, for a table and for a transformer.
-
-Strings of at most two of the tokens end, a and b; what is cut after two has no end. Answers thus
-differ in length, and the second token depends on the first.
-"""
-
-import dataclasses
+mathematics says, token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from genai_jax.models.heads import ActorCritic, ScalarModel
-from genai_jax.models.lm import LanguageModel
-from genai_jax.nn.config import TransformerConfig
 from genai_jax.objectives.policy_gradient import PolicyLossConfig
 from genai_jax.rl.algorithms import DAPO, GRPO, GSPO, PPO, REINFORCE, RLOO, Algorithm
 from genai_jax.rl.targets import AdvantageConfig
@@ -27,22 +18,22 @@ from tests.rl.enumerated import (
     gradient_of,
     make_population,
     make_training,
-    nodes,
-    strings,
     tilted,
+    variant,
+)
+from tests.rl.short_strings import (
+    BY_STRING,
+    LENGTHS,
+    SCORES,
+    STRINGS,
+    ascent,
+    log_softmax,
+    of_tokens,
+    token_log_probs,
 )
 
 BETA = 0.5
-STRINGS = strings(3, 2)
-NODES = np.asarray(nodes(jnp.asarray(STRINGS.tokens), 3))
-PLACES = STRINGS.mask > 0
-LENGTHS = STRINGS.mask.sum(-1)
-RNG = np.random.default_rng(0)
-SCORES = RNG.uniform(0, 1.5, len(LENGTHS))
-BY_STRING = {
-    tuple(answer[: int(length)]): score
-    for answer, length, score in zip(STRINGS.targets.tolist(), LENGTHS, SCORES, strict=True)
-}
+RNG = np.random.default_rng(1)
 TABLE, REFERENCE_TABLE, VALUES = (
     RNG.normal(size=shape).astype(np.float32) for shape in ((4, 3), (4, 3), (4,))
 )
@@ -50,30 +41,9 @@ TABLE[1], REFERENCE_TABLE[1] = 0, 0  # after the end there is nothing
 UNCLIPPED = {"clip_low": 0.2, "clip_high": 0.2}
 
 
-def log_softmax(table):
-    table = np.asarray(table, np.float64)
-    return table - np.logaddexp.reduce(table, axis=-1, keepdims=True)
-
-
-def token_log_probs(table):
-    return np.where(PLACES, log_softmax(table)[NODES, STRINGS.targets], 0.0)
-
-
 LOG_REFERENCE = token_log_probs(REFERENCE_TABLE)
 REFERENCE = np.exp(LOG_REFERENCE.sum(-1))
 OPTIMUM, VALUE = tilted(REFERENCE, SCORES, BETA)
-
-
-def ascent(table, gains):
-    """sum_y pi(y) sum_t gains[y, t] d log pi(y_t) / d table, in float64."""
-    log_p = log_softmax(table)
-    chance = np.exp(token_log_probs(table).sum(-1))
-    found = np.zeros(table.shape)
-    for y, t in zip(*np.nonzero(PLACES), strict=True):
-        node, token = NODES[y, t], STRINGS.targets[y, t]
-        one = np.arange(3) == token
-        found[node] += chance[y] * gains[y, t] * (one - np.exp(log_p[node]))
-    return found
 
 
 def surplus(table):
@@ -81,26 +51,15 @@ def surplus(table):
     return SCORES - BETA * (token_log_probs(table) - LOG_REFERENCE).sum(-1)
 
 
-def of_tokens(x):
-    return np.broadcast_to(np.asarray(x)[:, None], PLACES.shape)
-
-
-def variant(preset, loss=None, **advantages):
-    return Algorithm(
-        dataclasses.replace(preset.loss, **(loss or {})),
-        dataclasses.replace(preset.advantages, **advantages),
-    )
-
-
 def population_of(algorithm):
-    return make_population(algorithm, STRINGS, LOG_REFERENCE, SCORES, BETA)
+    return make_population(algorithm, STRINGS, LOG_REFERENCE, SCORES)
 
 
 def gradient(algorithm, model):
     """The ascent that the production loss of all that the model may write asks for."""
     population = population_of(algorithm)
     context = {"beta": jnp.float32(BETA)}
-    found, terms = jax.jit(lambda m: gradient_of(algorithm, m, population(m), context))(model)
+    found, terms = jax.jit(lambda m: gradient_of(algorithm, m, population(m, BETA), context))(model)
     return jax.tree.map(lambda g: -np.asarray(g, np.float64), found), terms
 
 
@@ -238,32 +197,3 @@ def test_a_divergence_in_the_loss_does_not_see_later_tokens():
     assert np.abs(wanted - OPTIMUM).max() > 0.005
     trained = trained_probabilities(algorithm, start())
     np.testing.assert_allclose(STRINGS.probabilities(trained), wanted, atol=5e-4)
-
-
-CONFIG = TransformerConfig(
-    vocab_size=3, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16, max_length=2, init_std=0.1
-)
-
-
-@pytest.mark.parametrize("algorithm", [variant(RLOO, group_size=2), PPO], ids=["RLOO", "PPO"])
-def test_a_transformer_is_led_to_the_tilted_reference(algorithm):
-    """The same, of a language model, and of one with a critic, from their own first policy."""
-    algorithm = variant(algorithm, {"value_coefficient": 0.5}, whiten_advantages="none")
-    language_model = LanguageModel(CONFIG, jax.random.key(0))
-    model = language_model
-    if algorithm.needs_critic:
-        critic = LanguageModel(CONFIG, jax.random.key(1))
-        model = ActorCritic(model, ScalarModel(critic, jax.random.key(2), init_std=0.0))
-    reference = np.asarray(STRINGS.log_probs(language_model))
-    optimum, _ = tilted(np.exp(reference.astype(np.float64).sum(-1)), SCORES, BETA)
-    assert np.abs(optimum - np.exp(reference.sum(-1))).max() > 0.05
-    training = make_training(
-        algorithm,
-        model,
-        make_population(algorithm, STRINGS, reference, SCORES, BETA),
-        optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 400)),
-        context={"beta": jnp.float32(BETA)},
-    )
-    trained = training(400)
-    found = STRINGS.probabilities(getattr(trained, "policy", trained))
-    np.testing.assert_allclose(found, optimum, atol=5e-4)
