@@ -52,7 +52,6 @@ Reference: DPO: Rafailov et al., arXiv:2305.18290, eq. 7, optimum eq. 4; IPO: Az
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
@@ -235,10 +234,6 @@ def pair_loss(config: PreferenceConfig, margin: Float[Array, " b"]) -> Float[Arr
 
 
 def _log_odds(log_p: Float[Array, "b k"]) -> Float[Array, "b k"]:
-    """Compute log p - log(1 - p) of log p, exactly at both ends."""
+    """Compute log p - log(1 - p) of log p."""
     log_p = jnp.minimum(log_p, _SURE)
-    near_one = log_p > -math.log(2)
-    # Each branch is given what it is exact for, so that neither's gradient is a NaN.
-    small = jnp.log(-jnp.expm1(jnp.where(near_one, log_p, -1.0)))
-    large = jnp.log1p(-jnp.exp(jnp.where(near_one, -1.0, log_p)))
-    return log_p - jnp.where(near_one, small, large)
+    return log_p - jnp.log(-jnp.expm1(log_p))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from genai_jax.models.lm import LanguageModel
+from genai_jax.models.lora import add_lora, is_adapter, without_lora
 from genai_jax.nn.config import TransformerConfig
+from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.preference import PreferenceConfig, make_preference
 from genai_jax.objectives.reference import make_reference_scorer
 from genai_jax.objectives.token_log_probs import sum_log_probs
 from genai_jax.parallel.mesh import make_mesh
+from genai_jax.paths import map_named
 from tests.objectives.tabular import Policy, answer_rows, policy_of
 
 B, T, V = 8, 6, 11
@@ -110,14 +113,19 @@ def test_losses_are_their_definitions(scored, loss, options):
 
 
 def test_cached_live_and_adapters_off_are_the_same(scored):
-    """To the last bit of loss and gradient where the same function scored."""
-    policy, reference, batch, _, _ = scored
-    scorer = make_reference_scorer(reference, make_mesh())
-    cached = batch | {"ref_log_probs": scorer(batch)}
+    """Of a policy that is the reference with adapters; none sends a gradient to the reference."""
+    _, reference, batch, _, _ = scored
+    adapted = add_lora(reference, LoraConfig(rank=2), jax.random.key(5))
+    policy = map_named(
+        lambda name, x: (
+            x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if is_adapter(name) else x
+        ),
+        adapted,
+    )
+    cached = batch | {"ref_log_probs": make_reference_scorer(reference, make_mesh())(batch)}
     found = []
     for source, rows in (("cached", cached), ("live", batch), ("adapter_off", batch)):
-        base_of = (lambda model: reference) if source == "adapter_off" else None
-        objective = make_preference(PreferenceConfig(reference=source), base_of=base_of)
+        objective = make_preference(PreferenceConfig(reference=source), base_of=without_lora)
 
         @jax.jit
         @jax.value_and_grad
@@ -125,6 +133,8 @@ def test_cached_live_and_adapters_off_are_the_same(scored):
             return objective(model, rows, {"reference": reference})["loss"].sum
 
         found.append(loss(policy))
+    counted = float((batch["weight"] * batch["answer_mask"].prod(1)).sum())
+    assert abs(float(found[0][0]) - counted * np.log(2)) > 1e-3  # the adapters do something
     for value, gradient in found[1:]:
         np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(found[0][1]), strict=True):
