@@ -265,7 +265,8 @@ def _read_parts(
     ]
     if unknown or missing or not parts:
         raise AdapterError(
-            f"{folder} must be an adapter for this model, a {family.model_type} of {layers} layers; "
+            f"{folder} must be an adapter for this model, a {family.model_type} of {layers} "
+            "layers; "
             + "; ".join(
                 [f"it has what the model lacks: {some(unknown)}"] * bool(unknown)
                 + [f"it lacks the modules {some(missing)}"] * bool(missing)
