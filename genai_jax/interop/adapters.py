@@ -74,7 +74,7 @@ def load_adapter(folder: str | Path, model: LanguageModel, *, base: str = "") ->
     family, _ = find_family(model.config)
     file = SafetensorsFile(inside(folder, ADAPTER_WEIGHTS))
     modules = places_by_module(model, family)
-    parts = _read_parts(folder, file, family, modules)
+    parts = _read_parts(folder, file, family, modules, model.config.num_layers)
     blocks = _noted_blocks(file)
     loras: dict[str, dict[int | None, Lora]] = {}
     for module, places in modules.items():
@@ -237,6 +237,7 @@ def _read_parts(
     file: SafetensorsFile,
     family: Family,
     modules: Mapping[str, list[Place]],
+    layers: int,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Sort tensors by module, and check that they are of this model's modules, in every layer."""
     parts: dict[str, dict[str, np.ndarray]] = {}
@@ -264,8 +265,8 @@ def _read_parts(
     ]
     if unknown or missing or not parts:
         raise AdapterError(
-            f"{folder} must be an adapter for this model, a {family.model_type} of "
-            f"{len({place.layer for x in modules.values() for place in x})} layers; "
+            f"{folder} must be an adapter for this model, a {family.model_type} of {layers} "
+            "layers; "
             + "; ".join(
                 [f"it has what the model lacks: {some(unknown)}"] * bool(unknown)
                 + [f"it lacks the modules {some(missing)}"] * bool(missing)

@@ -26,6 +26,7 @@ from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import spec_for
 from genai_jax.paths import map_named, named_leaves
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.partition import trainable, with_trainable
 from genai_jax.training.state import init_state
 from genai_jax.training.step import make_train_step
 from genai_jax.training.storage import to_storage
@@ -197,6 +198,34 @@ def test_a_step_trains_adapters_alone_and_reads_the_base_it_is_given():
     _, metrics = step(dataclasses.replace(state, model=other), batch())
     assert abs(float(metrics["loss"][0] / metrics["loss"][1]) - losses[-1]) > 0.05
     assert len(traced) == times > 0
+
+
+@pytest.mark.parametrize(("pattern", "copies"), [(("global",), 0.5), (("global", "sliding"), 1.5)])
+def test_frozen_kernels_have_no_gradients_and_are_not_kept_by_a_scan(pattern, copies):
+    """By the compiler's analysis; a cycle of several kinds of layers may be reshaped once."""
+    config = TransformerConfig(vocab_size=31, num_layers=4, embed_dim=128, num_heads=2)
+    config = dataclasses.replace(
+        config, layers="scanned", remat="full", layer_pattern=pattern, window=8
+    )
+    model = jax.eval_shape(
+        lambda: add_lora(
+            LanguageModel(config, jax.random.key(0)), LoraConfig(rank=1), jax.random.key(1)
+        )
+    )
+    kernels = sum(4 * x.size for name, x in named_leaves(model) if name.endswith("kernel"))
+    rows = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    def gradients(model, batch):
+        part = trainable(model, is_adapter)
+
+        def loss(part):
+            return next_token(with_trainable(model, part, is_adapter), batch)["loss"].sum
+
+        return jax.grad(loss)(part)
+
+    inputs = {"tokens": rows, "targets": rows, "loss_mask": rows}
+    said = jax.jit(gradients).lower(model, inputs).compile().memory_analysis()
+    assert said.temp_size_in_bytes < copies * kernels
 
 
 def test_muon_leaves_adapters_to_adamw_and_two_devices_are_one():

@@ -132,3 +132,23 @@ def test_the_objective_asks_little_of_a_model():
     made = batch()
     expected = dense(hidden, head, made["targets"], made["loss_mask"])[0]
     assert float(next_token(stub, made)["loss"].sum) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2, 16])
+def test_a_head_that_is_frozen_has_no_gradient(chunk):
+    """By the compiler's analysis: neither kept nor computed where nobody asks for it."""
+    hidden, head = jnp.zeros((1, 16, 64)), jnp.zeros((4096, 64))
+    targets, mask = jnp.zeros((1, 16), jnp.int32), jnp.ones((1, 16))
+
+    def total(hidden, head):
+        return cross_entropy(hidden, head, targets, mask, chunk=chunk).total
+
+    said = {}
+    for wanted in ((0,), (0, 1)):
+        compiled = jax.jit(jax.grad(total, wanted)).lower(hidden, head).compile()
+        memory = compiled.memory_analysis()
+        held = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        said[wanted] = held, compiled.cost_analysis()["flops"]
+    assert said[0, 1][0] > said[0,][0] + 0.7 * head.nbytes
+    assert said[0,][0] < head.nbytes
+    assert said[0, 1][1] > 1.4 * said[0,][1]
