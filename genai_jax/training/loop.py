@@ -138,9 +138,7 @@ class _Ledger:
         due = start > 0 and self._is_due(start, self.interludes.evaluate_every)
         return due and self.interludes.evaluate is not None and not evaluated
 
-    def ask(
-        self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int
-    ) -> Batch | None:
+    def ask(self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int) -> PyTree:
         """Ask for the batch of a step; None if that was stopped inside."""
         try:
             with self.reporter.waiting():
