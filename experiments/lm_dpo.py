@@ -26,6 +26,7 @@ from genai_jax.evaluation.starting_points import (
     StartingPoint,
     draw_model,
     read_model,
+    refuse_itself,
     starting_point,
     trains,
 )
@@ -40,6 +41,7 @@ from genai_jax.objectives.reference import make_reference_scorer
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.json_lines import write_atomically
@@ -154,6 +156,7 @@ PRESETS: dict[str, tuple[str, DpoConfig]] = {
 
 def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
     """Align; returns the exit code."""
+    refuse_itself(config.workdir, config.init)
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
     config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
@@ -203,11 +206,13 @@ def make_training(config: DpoConfig, mesh: Mesh) -> tuple[TrainState, TrainStep,
         no_lora = LoraConfig(rank=0)
         return {"reference": draw_model(config.model, no_lora, 1)} if live else {}
 
+    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
     state = init_state(
         lambda: draw_model(config.model, config.lora, config.seed),
         optimizer,
         mesh,
         lm.SHARDING_RULES,
+        ema=ema is not None,
         context=context,
         trains=trains(config.lora),
     )
@@ -219,6 +224,7 @@ def make_training(config: DpoConfig, mesh: Mesh) -> tuple[TrainState, TrainStep,
         seed=config.seed,
         microbatches=config.microbatches,
         clip_norm=config.clip_norm or None,
+        ema=ema,
         trains=trains(config.lora),
         batch_means=means,
     )

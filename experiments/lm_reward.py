@@ -28,6 +28,7 @@ from genai_jax.evaluation.reward_runs import (
 from genai_jax.evaluation.starting_points import (
     StartingPoint,
     read_model,
+    refuse_itself,
     starting_point,
     trains,
 )
@@ -42,6 +43,7 @@ from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_mode
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -110,6 +112,7 @@ PRESETS: dict[str, tuple[str, RewardConfig]] = {
 
 def run_reward(config: RewardConfig, stop: StopRequest) -> int:
     """Train a reward model; returns the exit code."""
+    refuse_itself(config.workdir, config.init)
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
     config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
@@ -140,11 +143,13 @@ def make_training(config: RewardConfig, mesh: Mesh) -> tuple[TrainState, TrainSt
     optimizer = make_optimizer(
         config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
     )
+    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
     state = init_state(
         lambda: draw_scalar_model(config.model, config.lora, config.seed),
         optimizer,
         mesh,
         lm.SHARDING_RULES,
+        ema=ema is not None,
         trains=trains(config.lora),
     )
     train_step = make_train_step(
@@ -155,6 +160,7 @@ def make_training(config: RewardConfig, mesh: Mesh) -> tuple[TrainState, TrainSt
         seed=config.seed,
         microbatches=config.microbatches,
         clip_norm=config.clip_norm or None,
+        ema=ema,
         trains=trains(config.lora),
     )
     return state, train_step
@@ -188,8 +194,8 @@ def train_reward(
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         model = ScalarModel(initial.model, key)
         # Before the training, and once more after it: rewards of mean 0 and deviation 1.
-        scale = scale_of(rewards_of(model)[np.isfinite(rewards_of(model))])
-        model = rescaled(model, *scale)
+        rewards = rewards_of(model)
+        model = rescaled(model, *scale_of(rewards[np.isfinite(rewards)]))
         model = jax.tree.map(lambda x, w: jax.device_put(x, w.sharding), model, like)
         return begin_with(state, model), initial._replace(model=model)
 

@@ -17,6 +17,7 @@ from genai_jax.evaluation.starting_points import (
     draw_model,
     fresh_start,
     read_model,
+    refuse_itself,
     starting_point,
     trains,
 )
@@ -30,6 +31,7 @@ from genai_jax.objectives.next_token import next_token
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -127,6 +129,7 @@ PRESETS: dict[str, tuple[str, SftConfig]] = {
 def run_sft(config: SftConfig, stop: StopRequest) -> int:
     """Fine-tune; returns the exit code."""
     begun = "" if config.overwrite else config.workdir
+    refuse_itself(config.workdir, config.init)
     point = starting_point(config.init, begun) if config.init else fresh_start(config.model)
     config = replace(config, model=adopt(config.model, point.shape, config.length))
     with open_run(
@@ -157,11 +160,13 @@ def make_training(config: SftConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]
     optimizer = make_optimizer(
         config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
     )
+    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
     state = init_state(
         lambda: draw_model(config.model, config.lora, config.seed),
         optimizer,
         mesh,
         lm.SHARDING_RULES,
+        ema=ema is not None,
         trains=trains(config.lora),
     )
     train_step = make_train_step(
@@ -172,6 +177,7 @@ def make_training(config: SftConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]
         seed=config.seed,
         microbatches=config.microbatches,
         clip_norm=config.clip_norm or None,
+        ema=ema,
         trains=trains(config.lora),
     )
     return state, train_step

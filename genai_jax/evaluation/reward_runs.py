@@ -120,12 +120,18 @@ def load_reward_run(folder: str) -> RewardRun:
     lora = from_json(LoraConfig, config["lora"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     model = jax.eval_shape(lambda: draw_scalar_model(point.shape, lora, 0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model)
-    found = load_part(path / "checkpoints", {"model": like})
+    # The moving average, where the run kept one: that is what was evaluated, and scaled.
+    part = "ema" if config["ema_decay"] else "model"
+
+    def stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = np.float32 if part == "ema" else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=device)
+
+    found = load_part(path / "checkpoints", {part: jax.tree.map(stored, model)})
     if found is None:
         raise RunError(f"a reward model must have a checkpoint; {folder} has none yet.")
     step, parts = found
-    model = merge_lora(parts["model"]) if lora.rank else parts["model"]
+    model = merge_lora(parts[part]) if lora.rank else parts[part]
     scale = load_scale(path)
     known = json.dumps([read_manifest(path / "checkpoints" / str(step))["arrays"], scale])
     digest = f"{step} {crc32(known.encode()):08x}"

@@ -87,6 +87,24 @@ def starting_point(init: str, workdir: str = "") -> StartingPoint:
     return StartingPoint(shape, make_chat_renderer(tokenizer, chat), source, init)
 
 
+def refuse_itself(workdir: str, *folders: str) -> None:
+    """Refuse a run that would begin with what its own folder holds: `--overwrite` would delete it.
+
+    Args:
+        workdir: Of the run that begins.
+        folders: Of what it reads.
+
+    Raises:
+        RunError: If one of them is the same folder.
+    """
+    for folder in folders:
+        if folder and Path(folder).resolve() == Path(workdir).resolve():
+            raise RunError(
+                f"a run must not begin with what is in its own folder; {folder} is both. Choose "
+                "another --workdir."
+            )
+
+
 def fresh_start(model: TransformerConfig) -> StartingPoint:
     """Begin with random parameters, and with bytes for tokens.
 

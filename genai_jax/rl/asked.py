@@ -67,6 +67,7 @@ def _own_prompts(config: PolicyConfig, renderer: ChatRenderer) -> Asked:
             f"{config.data} have none. Add it, or give --rewards.grade 0."
         )
     validation = validation_side([messages for messages, _ in read], _HELD_OUT)
+    _check_lengths(config, [len(ids) for ids in renderer.prompts([x for x, _ in read])])
 
     def side(chosen: np.ndarray) -> ConversationPrompts:
         some = [read[i] for i in np.flatnonzero(chosen).tolist()]
@@ -77,6 +78,16 @@ def _own_prompts(config: PolicyConfig, renderer: ChatRenderer) -> Asked:
 
     digest = digest_of(*(digest_of_messages(x).hex() + str(answer) for x, answer in read))
     return Asked(side(~validation), side(validation), digest)
+
+
+def _check_lengths(config: PolicyConfig, lengths: list[int]) -> None:
+    room = config.length - config.rollouts.max_tokens
+    if too_long := [length for length in lengths if length > room]:
+        raise ValueError(
+            f"a prompt must leave room for an answer; {len(too_long):,} of {len(lengths):,} have "
+            f"more than {room} tokens, the longest {max(too_long):,}. Leave them out of "
+            f"{config.data}, raise --length, or lower --rollouts.max-tokens."
+        )
 
 
 def grade_answer(sample: Sample) -> float:
@@ -93,7 +104,7 @@ def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRen
 
     Args:
         config: Its weights.
-        judge: The reward model, where there is a weight on it.
+        judge: The reward model, where there is one: to judge, or for the critic to begin as.
         renderer: Of the policy.
 
     Raises:
@@ -103,9 +114,16 @@ def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRen
     weights = config.rewards
     if weights.grade:
         parts["grade"] = (weights.grade, per_sample(grade_answer))
+    if judge is not None:
+        check_same_reading(judge, renderer)
+        if judge.model.config.max_length < config.length:
+            raise ValueError(
+                f"a reward model must be able to read a row of {config.length} tokens; that of "
+                f"{judge.about} reads {judge.model.config.max_length}. Give --length "
+                f"{judge.model.config.max_length}."
+            )
     if weights.model:
         assert judge is not None, "the configuration says so"
-        check_same_reading(judge, renderer)
         parts["model"] = (weights.model, LearnedReward(judge.model, config.length))
     if weights.gold:
         parts["gold"] = (weights.gold, per_sample(lambda x: gold_reward(x.task, x.answer)))

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from genai_jax.data.tokenizers import Tokenizer
+from genai_jax.decoding.requests import ContextError
 from genai_jax.models.heads import ActorCritic
 from genai_jax.models.lm import LanguageModel
 from genai_jax.models.lora import merge_lora, without_lora
@@ -33,7 +34,7 @@ from genai_jax.rl.rollouts import (
 )
 from genai_jax.rl.targets import AdvantageConfig, rollout_targets
 from genai_jax.training.json_lines import JsonLines
-from genai_jax.training.loop import StepError
+from genai_jax.training.loop import BatchError, StepError
 from genai_jax.training.state import TrainState
 from genai_jax.types import Batch, PyTree
 
@@ -92,19 +93,29 @@ class Experience:
         self._merge = jax.jit(merge_lora)
 
     def draw(self, state: TrainState, asked: Sequence[Prompt], seed: int, group: int) -> Rollouts:
-        """Have the policy of a state answer prompts."""
+        """Have the policy of a state answer prompts.
+
+        Raises:
+            BatchError: If a prompt leaves no room for an answer.
+        """
         policy = policy_of(state)
-        return draw_rollouts(
-            self._merge(policy) if self.adapted else policy,
-            asked,
-            replace(self.config, group=group),
-            length=self.length,
-            seed=seed,
-            step=int(state.step),
-            stop_ids=self.stop_ids,
-            vocab_size=self.tokenizer.vocab_size,
-            check=self.check,
-        )
+        try:
+            return draw_rollouts(
+                self._merge(policy) if self.adapted else policy,
+                asked,
+                replace(self.config, group=group),
+                length=self.length,
+                seed=seed,
+                step=int(state.step),
+                stop_ids=self.stop_ids,
+                vocab_size=self.tokenizer.vocab_size,
+                check=self.check,
+            )
+        except ContextError as error:
+            raise BatchError(
+                f"a row must hold a prompt and its answer: {error} Here that is a larger --length, "
+                "or fewer --rollouts.max-tokens, and then a new run."
+            ) from error
 
     def score(self, state: TrainState, rows: Batch) -> Batch:
         """Add what policy, reference and critic of a state say of answers."""

@@ -59,9 +59,12 @@ class Measured:
             "tokens": float(np.mean([len(sample.answer_ids) for sample in samples])),
             "ended": float(np.mean([sample.ended for sample in samples])),
         }
-        rows = jax.device_get(
-            self.experience.score(state, rollout_rows(rollouts, self.config.length))
-        )
+        # As many rows more as the devices need; they are cut off again.
+        count = len(samples)
+        whole = count + -count % self.experience.mesh.size
+        rows = rollout_rows(rollouts, self.config.length)
+        rows = {name: np.resize(x, (whole, *x.shape[1:])) for name, x in rows.items()}
+        rows = {n: x[:count] for n, x in jax.device_get(self.experience.score(state, rows)).items()}
         apart = (rows["old_log_probs"] - rows["ref_log_probs"]) * rows["loss_mask"]
         values["kl"] = float(apart.sum(-1).mean())
         if self.config.ask == "replies":

@@ -59,6 +59,7 @@ class PolicyConfig(RunConfig):
         reward_model: Folder of a run of lm_reward.py, which judges; with a critic it is also what
             the critic begins as. None where no weight is on it.
         batch_size: Answers of a step, which the rollouts say.
+        ema_decay: No average is kept: what writes is what trains.
         length: T, most tokens of a prompt and its answer.
         model: How the model computes (dtype, remat); the shape is that of `init`. Dropout would
             change the ratios, and there is none.
@@ -86,7 +87,7 @@ class PolicyConfig(RunConfig):
     steps: int = 100
     batch_size: int = field(init=False, default=0)
     length: int = 128
-    ema_decay: float = 0.0
+    ema_decay: float = field(init=False, default=0.0)
     evaluate_every: int = 20
     save_every: int = 20
     log_every: int = 5
@@ -123,6 +124,8 @@ class PolicyConfig(RunConfig):
             loss = dataclasses.replace(loss, constant_length=self.rollouts.max_tokens)
         object.__setattr__(self, "loss", loss)
         super().__post_init__()
+        if self.measured < 1:
+            raise ValueError(f"`measured` must be at least 1; got {self.measured}.")
         if self.model.dropout or self.model.attention_dropout:
             raise ValueError(
                 "the ratio of two policies must be without dropout; got "

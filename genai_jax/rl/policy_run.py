@@ -17,6 +17,7 @@ from genai_jax.evaluation.starting_points import (
     StartingPoint,
     draw_model,
     read_model,
+    refuse_itself,
     starting_point,
     trains,
 )
@@ -53,6 +54,7 @@ def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
             "a weight on the reward model needs one; got none. Give --reward-model FOLDER, a run "
             "of lm_reward.py, or --rewards.model 0."
         )
+    refuse_itself(config.workdir, config.init, config.reward_model)
     point = starting_point(config.init, "" if config.overwrite else config.workdir)
     config = dataclasses.replace(config, model=adopt(config.model, point.shape, config.length))
     judge = load_reward_run(config.reward_model) if config.reward_model else None
@@ -115,8 +117,8 @@ def begin(
 ) -> tuple[TrainState, Initial]:
     """Put the policy, its critic and its reference into a state that has made no step.
 
-    The critic begins as the reward model, where there is one, since both read the same texts; else
-    as the policy. Its head begins at zero.
+    The critic begins as the reward model, where there is one of its shape, since both read the same
+    texts; else as the policy. Its head begins at zero.
     """
     assert point.source is not None
     like = abstract_like(state.model)
@@ -125,7 +127,7 @@ def begin(
     model = initial.model
     if isinstance(like, ActorCritic):
         fresh = state.model.critic
-        if judge is not None:
+        if judge is not None and adopt(config.model, judge.model.config) == config.model:
             trunk = with_base(fresh.trunk, judge.model.trunk)
         else:
             trunk = with_base(fresh.trunk, without_lora(initial.model))

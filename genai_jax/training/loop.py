@@ -55,6 +55,12 @@ def host_means(metrics: Metrics) -> dict[str, float]:
         }
 
 
+def _is_of_nothing(metric: tuple[Any, Any]) -> bool:
+    """Whether nothing of a batch counts, such as when no answer of a step has a reward."""
+    total, weight = jax.device_get(metric)
+    return bool(total == 0 == weight)
+
+
 def parse_profile_steps(text: str | None) -> range:
     """Read `A:B` as the steps A, A+1, ..., B-1, counted from 1; None is no step at all.
 
@@ -132,15 +138,16 @@ class _Ledger:
         due = start > 0 and self._is_due(start, self.interludes.evaluate_every)
         return due and self.interludes.evaluate is not None and not evaluated
 
-    def ask(
-        self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int
-    ) -> Batch | None:
+    def ask(self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int) -> PyTree:
         """Ask for the batch of a step; None if that was stopped inside."""
         try:
             with self.reporter.waiting():
                 return next_batch(state, step - 1)
         except Stopped:
             return None
+        except BatchError:
+            self.record()  # a step that went wrong is why the next batch does: it is told instead
+            raise
 
     def record(self) -> None:
         """Wait for the step in flight and write its line."""
@@ -149,7 +156,7 @@ class _Ledger:
         (step, metrics), self.in_flight = self.in_flight, None
         values = host_means(metrics)
         for name in _MUST_BE_FINITE:
-            if not math.isfinite(values.get(name, 0.0)):
+            if not math.isfinite(values.get(name, 0.0)) and not _is_of_nothing(metrics[name]):
                 raise NonFiniteError(f"step {step}: {name} is {values[name]}")
         self.interludes.check(values)
         self.run.metrics.append({"step": step} | {f"train/{k}": v for k, v in values.items()})

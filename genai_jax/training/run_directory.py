@@ -36,7 +36,8 @@ _FOLDERS = (
     *("checkpoints", "ema", "plots", "samples", "tokenizer", "chat", "origin"),
     *("profile", "tensorboard", "wandb"),
 )
-_FILES = ("metrics.jsonl", "timing.jsonl")
+# The last two: what a run of preferences, and one of a reward model, have computed and keep.
+_FILES = ("metrics.jsonl", "timing.jsonl", "reference.npz", "reward_scale.json")
 # Some network file systems have no locks: there, too, two processes go unnoticed.
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "genai_jax")

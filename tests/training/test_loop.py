@@ -10,7 +10,14 @@ import pytest
 
 from genai_jax.training.checkpoints import Checkpoints, finished_steps, load_step
 from genai_jax.training.json_lines import read_json_lines
-from genai_jax.training.loop import Interludes, host_means, parse_profile_steps, train
+from genai_jax.training.loop import (
+    BatchError,
+    Interludes,
+    StepError,
+    host_means,
+    parse_profile_steps,
+    train,
+)
 from genai_jax.training.reporting import Reporter
 from genai_jax.training.run_directory import open_run
 from genai_jax.training.signals import Stopped, StopRequest
@@ -43,7 +50,7 @@ class World:
         self.evaluations.append(float(state))
         return {"loss": float(state) / 10}
 
-    def run(self, *, steps=STEPS, next_batch=None, **interludes):
+    def run(self, *, steps=STEPS, next_batch=None, train_step=train_step, **interludes):
         settings = {
             "save_every": 2,
             "evaluate_every": 3,
@@ -161,6 +168,97 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(world, bad, capsys):
     assert "the last good checkpoint is step 4" in err
     assert [r["step"] for r in world.metrics if "train/loss" in r] == [1, 2, 3, 4]
     assert {p.name for p in (world.folder / "checkpoints").iterdir()} == {"2", "4"}
+
+
+@jax.jit
+def step_that_counts(state, batch):
+    """As `train_step`; a batch of 0 counts nothing."""
+    state = state + batch
+    weight = jnp.where(batch == 0, 0.0, 1.0)
+    return state, {"loss": (weight * state, weight), "grad_norm": (batch, jnp.float32(1))}
+
+
+def test_a_step_of_which_nothing_counts_is_no_fault(world):
+    def left_out(state, step):
+        return jnp.float32(0 if step == 2 else step + 1)
+
+    assert world.run(next_batch=left_out, train_step=step_that_counts) == (25.0, 0)
+    losses = [r["train/loss"] for r in world.metrics if "train/loss" in r]
+    assert losses == [1.0, 3.0, None, 7.0, 12.0, 18.0, 25.0]
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_a_batch_that_cannot_be_made_ends_a_saved_run(world, tmp_path, capsys, at):
+    def broken(state, step):
+        if step == at - 1:
+            raise BatchError("the grader is away.")
+        return world.next_batch(state, step)
+
+    total = (at - 1) * at / 2
+    assert world.run(next_batch=broken) == (total, 1)
+    words = f"STOPPED: the grader is away. All steps up to {at - 1} are saved."
+    assert words in capsys.readouterr().err
+    assert finished_steps(world.folder / "checkpoints")[-1:] == ([at - 1] if at > 1 else [])
+    assert world.run() == (28.0, 0)
+    undisturbed = World(tmp_path / "other")
+    undisturbed.run()
+    assert world.metrics == undisturbed.metrics
+
+
+def test_a_batch_that_fails_inside_an_evaluation_is_evaluated_again(world, tmp_path):
+    def broken(state):
+        raise BatchError("the grader is away.")
+
+    assert world.run(evaluate=broken) == (6.0, 1)
+    assert world.run() == (28.0, 0)
+    undisturbed = World(tmp_path / "other")
+    undisturbed.run()
+    assert world.metrics == undisturbed.metrics
+
+
+def test_a_loss_that_is_not_finite_is_told_before_the_batch_that_fails_after_it(world, capsys):
+    """What wrote the batch had no numbers left: the loss of the step before says why."""
+
+    def broken(state, step):
+        if step == 5:
+            raise BatchError("probabilities differ by nan.")
+        return jnp.float32(float("nan") if step == 4 else step + 1)
+
+    assert world.run(next_batch=broken)[1] == 1
+    err = capsys.readouterr().err
+    assert "STOPPED: step 5: loss is nan" in err and "probabilities" not in err
+    assert finished_steps(world.folder / "checkpoints") == [2, 4]
+
+
+def test_a_stop_inside_a_batch_saves_what_was_before_it(world, tmp_path, capsys):
+    def stopped(state, step):
+        if step == 4:
+            world.stop.signal_number = 2
+            raise Stopped
+        return world.next_batch(state, step)
+
+    assert world.run(next_batch=stopped, save_every=0) == (10.0, 130)
+    assert "stopped; saved at step 4" in capsys.readouterr().out
+    world.stop = StopRequest()
+    assert world.run() == (28.0, 0)
+    assert world.batches == list(range(STEPS))
+    undisturbed = World(tmp_path / "other")
+    undisturbed.run()
+    assert world.metrics == undisturbed.metrics
+
+
+def test_a_step_that_was_not_what_it_should_be_is_not_saved(world, capsys):
+    def check(values):
+        if values["grad_norm"] == 4:
+            raise StepError("rows were written by others")
+
+    assert world.run(check=check)[1] == 1
+    err = capsys.readouterr().err
+    assert "STOPPED: rows were written by others. Nothing was saved after it" in err
+    assert "the last good checkpoint is step 2" in err and "learning rate" not in err
+    assert [r["step"] for r in world.metrics if "train/loss" in r] == [1, 2, 3]
+    assert finished_steps(world.folder / "checkpoints") == [2]
+    assert world.run() == (28.0, 0)
 
 
 def test_without_interludes_it_saves_and_evaluates_at_the_end(world):
