@@ -66,7 +66,7 @@ def _ask(request: bytes, patience: float) -> bytes:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={},
+        env={name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ},
         start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None

@@ -1,6 +1,8 @@
-"""Looking up: which of two or three pairs has a key; hard ones have five or six, or give the value.
+"""Looking up: the pair of a key, among two or three pairs such as `c17`; hard ones have five or six.
 
-The answer is the whole pair, such as `q=17`: having said the key, a small model finds the value.
+Key and value touch, and the answer is the pair: so the value comes after its key in the prompt and
+in the answer alike, which is what attention learns first. With `c=17`, or with the value alone as
+the answer, a model of a million parameters still guessed after three million tokens.
 """
 
 from math import perm
@@ -8,24 +10,19 @@ from math import perm
 from genai_jax.data.tasks.draws import Draws
 from genai_jax.data.tasks.task import Difficulty, Family, Question
 
-_KEYS = "abcdefghijklmnopqrstuvwxyz"
+_KEYS = "abcdef"
 _VALUES = tuple(map(str, range(100)))
 _LENGTHS = {"easy": (2, 3), "hard": (5, 6)}
 _PHRASINGS = ("{pairs}. Find {asked}.", "{pairs}. Where is {asked}?", "In {pairs}, find {asked}.")
-_STATEMENTS = ("In {pairs}, {asked} comes in {answer}.", "{pairs}: {asked} is in {answer}.")
+_STATEMENTS = ("Of {pairs} the one with {asked} is {answer}.", "{pairs}: for {asked}, {answer}.")
 
 
 def _draw(draws: Draws, difficulty: Difficulty) -> Question:
     number = draws.choose(_LENGTHS[difficulty])
     keys, values = draws.sample(_KEYS, number), draws.sample(_VALUES, number)
     place = draws.below(number)
-    back = difficulty == "hard" and draws.below(2) == 1
-    pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-    names = {
-        "pairs": " ".join(pairs),
-        "asked": values[place] if back else keys[place],
-        "answer": pairs[place],
-    }
+    pairs = [f"{key}{value}" for key, value in zip(keys, values, strict=True)]
+    names = {"pairs": " ".join(pairs), "asked": keys[place], "answer": pairs[place]}
     return Question(
         content=f"{names['asked']} in {names['pairs']}",
         phrasings=tuple(text.format(**names) for text in _PHRASINGS),
@@ -35,8 +32,8 @@ def _draw(draws: Draws, difficulty: Difficulty) -> Question:
 
 
 _EASY, _HARD = (
-    sum(ways * n * perm(len(_KEYS), n) * perm(len(_VALUES), n) for n in _LENGTHS[difficulty])
-    for difficulty, ways in (("easy", 1), ("hard", 2))
+    sum(n * perm(len(_KEYS), n) * perm(len(_VALUES), n) for n in lengths)
+    for lengths in _LENGTHS.values()
 )
 
 LOOKUP = Family("lookup", _draw, (_EASY, _HARD))

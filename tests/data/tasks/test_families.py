@@ -15,7 +15,7 @@ from genai_jax.data.tasks.split import FAMILIES, Tasks, side_of, tasks
 from genai_jax.data.tasks.strings import STRINGS
 from genai_jax.data.tasks.task import DIFFICULTIES, Task
 
-DRAWN = 1200
+DRAWN = {"easy": 1200, "hard": 200}
 ANY = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 
@@ -23,7 +23,7 @@ ANY = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name
 def drawn():
     """Many tasks of each family and difficulty."""
     return {
-        (family.name, difficulty): [family.make(3, i, difficulty) for i in range(DRAWN)]
+        (family.name, difficulty): [family.make(3, i, difficulty) for i in range(DRAWN[difficulty])]
         for family in FAMILIES
         for difficulty in DIFFICULTIES
     }
@@ -48,7 +48,7 @@ def test_number_and_seed_choose_the_task(family):
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_prompts_are_many_and_short_and_ascii(drawn, family, difficulty):
     some = drawn[family.name, difficulty]
-    assert len({task.prompt for task in some}) >= 1000
+    assert len({task.prompt for task in some}) >= (1000 if difficulty == "easy" else 190)
     assert len({task.content for task in some}) <= family.size(difficulty)
     for task in some:
         assert (task.prompt + task.answer).isascii() and (task.prompt + task.answer).isprintable()
@@ -60,8 +60,8 @@ def test_prompts_are_many_and_short_and_ascii(drawn, family, difficulty):
 def test_sizes_count_every_content(family):
     """Drawn often enough, most of the contents have come, and no more."""
     size = family.size("easy")
-    found = {family.make(0, i, "easy").content for i in range(2 * size)}
-    assert 0.75 * size < len(found) <= size  # 0.86 of equally likely ones
+    found = {family.make(0, i, "easy").content for i in range(size)}
+    assert 0.6 * size < len(found) <= size  # 1 - 1/e = 0.63 of equally likely ones
     assert size >= 1000
 
 
@@ -109,7 +109,7 @@ def test_answers_are_those_of_their_prompts():
         assert sorted(task.answer.split()) == sorted(task.content.split())
         task = LOOKUP.make(1, i, "easy")
         key, pairs = task.content.split(" in ")
-        assert task.answer in pairs.split() and task.answer.startswith(f"{key}=")
+        assert task.answer in pairs.split() and task.answer[0] == key
         task = JSON_FORMAT.make(1, i, "hard")
         for key, value in json.loads(task.answer).items():
             assert key in task.prompt and str(value) in task.prompt
@@ -205,13 +205,13 @@ def test_a_function_that_gives_true_does_not_give_one():
 def test_no_prompt_is_on_both_sides(difficulty):
     """Of any seeds: nor is a question, in other words."""
     sides = {
-        side: [tasks(FAMILIES, difficulty, side, seed)[i] for seed in (0, 1) for i in range(600)]
+        side: [tasks(FAMILIES, difficulty, side, seed)[i] for seed in (0, 1) for i in range(420)]
         for side in ("train", "held out")
     }
     for what in ("prompt", "content"):
         train, held_out = ({(t.family, getattr(t, what)) for t in s} for s in sides.values())
         assert not train & held_out
-        assert len(train) > 1000 and len(held_out) > 900
+        assert len(train) > 700 and len(held_out) > 600
 
 
 def test_a_fifth_is_held_out():
@@ -239,7 +239,7 @@ PROMPTS = {
         "43 - 2 = ?",
         "Put u i g c in order.",
         "Double the word liva.",
-        "Find b in c=17 z=35 b=30.",
+        "e17 f35 b30. Find b.",
         "Write JSON with town na and age 66.",
         "f(x) is x plus 91, times 8. Write it.",
     ],
@@ -247,7 +247,7 @@ PROMPTS = {
         "What is 4 + 7 + 0?",
         "Sort h x e q n.",
         "Reverse lafuti, in capitals.",
-        "In g=49 q=29 h=77 y=92 k=7 l=23, find 77.",
+        "a49 b29 d77 c92 e7 f23. Find d.",
         "Write JSON with age town name of 18 na me.",
         "f(x) is x times 2 if x over 2, else x plus 8. Write it.",
     ],
