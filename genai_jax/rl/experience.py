@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from genai_jax.training.state import TrainState
 from genai_jax.types import Batch, PyTree
 
 
+@runtime_checkable
 class Prompts(Protocol):
     """Prompts by number, without end."""
 

@@ -5,7 +5,7 @@ What experiments have in common once they have made a state, a step and data.
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from genai_jax.training.checkpoints import Checkpoints
 from genai_jax.training.initialise import Begin
@@ -22,6 +22,7 @@ Say = Callable[[str], None]
 """Prints lines above the progress bar."""
 
 
+@runtime_checkable
 class Batches(contextlib.AbstractContextManager[Any], Protocol):
     """Where batches come from: a `Loader`, or a policy's answers."""
 
