@@ -103,9 +103,7 @@ class Fitted(NamedTuple):
         )
 
 
-def fit_gains(
-    form: Form, kl: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"]
-) -> Fitted:
+def fit_gains(form: Form, kl: Float[np.ndarray, " k"], gains: Float[np.ndarray, " k"]) -> Fitted:
     r"""Fit the curve of a form by least squares; α and β enter linearly.
 
     Args:

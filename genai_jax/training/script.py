@@ -1,7 +1,9 @@
 """What every script that trains does around its run: memory, devices, Ctrl-C, errors in a line."""
 
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu
@@ -42,3 +44,20 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     except (RunError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2
+
+
+def call_script(command: Sequence[str]) -> int:
+    """Run a script as a part of another; Ctrl-C is for it, since it knows how to stop.
+
+    Args:
+        command: Its words.
+
+    Returns:
+        Its exit code.
+    """
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once the part has not inherited it
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
