@@ -41,18 +41,18 @@ from genai_jax.objectives.reference import make_reference_scorer
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.json_lines import write_atomically
-from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.optimizers import OptimizerConfig
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, open_run
-from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
+from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
+from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
-from genai_jax.training.state import TrainState, abstract_like, init_state
-from genai_jax.training.step import TrainStep, check_rows, make_train_step
+from genai_jax.training.state import TrainState, abstract_like
+from genai_jax.training.step import TrainStep, check_rows
 
 Loss = Literal["preference", "kto"]
 
@@ -171,13 +171,7 @@ def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
             **_embedded(config),
         )
         print(data.summary, flush=True)
-        run.require_identity(
-            {
-                "data": data.content_digest,
-                "tokenizer": point.tokenizer.digest,
-                "chat": point.renderer.digest,
-            }
-        )
+        run.require_identity({"data": data.content_digest, **point.identity})
         point.keep(run)
         return align(config, run, point, data, stop)
 
@@ -190,10 +184,6 @@ def _embedded(config: DpoConfig) -> dict[str, Any]:
 
 def make_training(config: DpoConfig, mesh: Mesh) -> tuple[TrainState, TrainStep, Any]:
     """Make the first state, the step, and what evaluates: (objective, means or None)."""
-    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
-    optimizer = make_optimizer(
-        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
-    )
     base_of = without_lora if config.lora.rank else None
     if config.objective == "kto":
         objective, means = make_kto(config.kto, base_of=base_of)
@@ -206,25 +196,15 @@ def make_training(config: DpoConfig, mesh: Mesh) -> tuple[TrainState, TrainStep,
         no_lora = LoraConfig(rank=0)
         return {"reference": draw_model(config.model, no_lora, 1)} if live else {}
 
-    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
-    state = init_state(
+    state, train_step = set_up_training(
+        config,
+        config.optimizer,
+        config.schedule,
+        mesh,
         lambda: draw_model(config.model, config.lora, config.seed),
-        optimizer,
-        mesh,
-        lm.SHARDING_RULES,
-        ema=ema is not None,
-        context=context,
-        trains=trains(config.lora),
-    )
-    train_step = make_train_step(
         objective,
-        optimizer,
-        mesh,
-        state,
-        seed=config.seed,
-        microbatches=config.microbatches,
-        clip_norm=config.clip_norm or None,
-        ema=ema,
+        **lm.GROUPS,
+        context=context,
         trains=trains(config.lora),
         batch_means=means,
     )

@@ -43,17 +43,17 @@ from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_mode
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
-from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.optimizers import OptimizerConfig
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, open_run
-from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
+from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
+from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
-from genai_jax.training.state import TrainState, abstract_like, init_state
-from genai_jax.training.step import TrainStep, check_rows, make_train_step
+from genai_jax.training.state import TrainState, abstract_like
+from genai_jax.training.step import check_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,44 +126,9 @@ def run_reward(config: RewardConfig, stop: StopRequest) -> int:
             preferences=gold_sides(config.gold, config.seed) if config.on_gold else None,
         )
         print(data.summary, flush=True)
-        run.require_identity(
-            {
-                "data": data.content_digest,
-                "tokenizer": point.tokenizer.digest,
-                "chat": point.renderer.digest,
-            }
-        )
+        run.require_identity({"data": data.content_digest, **point.identity})
         point.keep(run)
         return train_reward(config, run, point, data, stop)
-
-
-def make_training(config: RewardConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
-    """Make the first state, and the step: model, objective, optimizer."""
-    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
-    optimizer = make_optimizer(
-        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
-    )
-    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
-    state = init_state(
-        lambda: draw_scalar_model(config.model, config.lora, config.seed),
-        optimizer,
-        mesh,
-        lm.SHARDING_RULES,
-        ema=ema is not None,
-        trains=trains(config.lora),
-    )
-    train_step = make_train_step(
-        make_reward_model_objective(config.reward_loss),
-        optimizer,
-        mesh,
-        state,
-        seed=config.seed,
-        microbatches=config.microbatches,
-        clip_norm=config.clip_norm or None,
-        ema=ema,
-        trains=trains(config.lora),
-    )
-    return state, train_step
 
 
 def train_reward(
@@ -176,13 +141,22 @@ def train_reward(
     """Make state, step and data, have them run, and say what came of it."""
     mesh = make_mesh(config.fsdp)
     check_rows(config.batch_size, mesh, config.microbatches)
-    state, train_step = make_training(config, mesh)
+    objective = make_reward_model_objective(config.reward_loss)
+    state, train_step = set_up_training(
+        config,
+        config.optimizer,
+        config.schedule,
+        mesh,
+        lambda: draw_scalar_model(config.model, config.lora, config.seed),
+        objective,
+        **lm.GROUPS,
+        trains=trains(config.lora),
+    )
     trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
     print(
         f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}",
         flush=True,
     )
-    objective = make_reward_model_objective(config.reward_loss)
     measure = make_evaluator(objective, mesh, data.validation, config.evaluation_rows)
     train_rows = data.train.in_order()
     rewards_of = make_reward_reader(mesh, train_rows, config.evaluation_rows)

@@ -5,7 +5,6 @@ import sys
 from dataclasses import field, replace
 
 import jax
-from jax.sharding import Mesh
 
 from genai_jax.command_line import parse_command_line
 from genai_jax.data.chat_data import ChatData, ChatDataConfig, load_examples
@@ -31,17 +30,17 @@ from genai_jax.objectives.next_token import next_token
 from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.ema import EMAConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
-from genai_jax.training.optimizers import OptimizerConfig, make_optimizer
+from genai_jax.training.optimizers import OptimizerConfig
 from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
 from genai_jax.training.run_directory import RunDirectory, open_run
-from genai_jax.training.schedules import ScheduleConfig, fit_warmup, make_schedule
+from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
+from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
-from genai_jax.training.state import TrainState, abstract_like, init_state
-from genai_jax.training.step import TrainStep, check_rows, make_train_step
+from genai_jax.training.state import TrainState, abstract_like
+from genai_jax.training.step import check_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,44 +142,9 @@ def run_sft(config: SftConfig, stop: StopRequest) -> int:
             examples=task_examples(config.tasks, config.seed) if config.on_tasks else None,
         )
         print(data.summary, flush=True)
-        run.require_identity(
-            {
-                "data": data.content_digest,
-                "tokenizer": point.tokenizer.digest,
-                "chat": point.renderer.digest,
-            }
-        )
+        run.require_identity({"data": data.content_digest, **point.identity})
         point.keep(run)
         return fine_tune(config, run, point, data, stop)
-
-
-def make_training(config: SftConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
-    """Make the first state, and the step: model, objective, optimizer."""
-    schedule = make_schedule(fit_warmup(config.schedule, config.steps), config.steps)
-    optimizer = make_optimizer(
-        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
-    )
-    ema = EMAConfig(config.ema_decay) if config.ema_decay else None
-    state = init_state(
-        lambda: draw_model(config.model, config.lora, config.seed),
-        optimizer,
-        mesh,
-        lm.SHARDING_RULES,
-        ema=ema is not None,
-        trains=trains(config.lora),
-    )
-    train_step = make_train_step(
-        next_token,
-        optimizer,
-        mesh,
-        state,
-        seed=config.seed,
-        microbatches=config.microbatches,
-        clip_norm=config.clip_norm or None,
-        ema=ema,
-        trains=trains(config.lora),
-    )
-    return state, train_step
 
 
 def fine_tune(
@@ -189,7 +153,16 @@ def fine_tune(
     """Make state, step and data, and have them run."""
     mesh = make_mesh(config.fsdp)
     check_rows(config.batch_size, mesh, config.microbatches)
-    state, train_step = make_training(config, mesh)
+    state, train_step = set_up_training(
+        config,
+        config.optimizer,
+        config.schedule,
+        mesh,
+        lambda: draw_model(config.model, config.lora, config.seed),
+        next_token,
+        **lm.GROUPS,
+        trains=trains(config.lora),
+    )
     trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
     print(
         f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}, "

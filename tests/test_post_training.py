@@ -14,9 +14,9 @@ import pytest
 
 from experiments import lm_dpo, lm_grpo, lm_ppo, lm_reward, lm_sample, lm_sft
 from genai_jax.data.plain_chat import CHAT_SPECIALS
-from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.data.preference_data import PreferenceDataConfig, load_preferences
 from genai_jax.data.tasks.gold_sets import GoldConfig, gold_sides
+from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.evaluation.reward_runs import load_reward_run, make_reward_reader
 from genai_jax.evaluation.text_runs import load_text_model
 from genai_jax.parallel.mesh import make_mesh
@@ -133,6 +133,7 @@ class Chain:
 def chain(tmp_path_factory):
     if os.environ.get("DEVCHAIN"):
         import pathlib
+
         pathlib.Path(os.environ["DEVCHAIN"]).mkdir(exist_ok=True)
         return Chain(pathlib.Path(os.environ["DEVCHAIN"]))
     return Chain(tmp_path_factory.mktemp("runs"))
@@ -505,7 +506,9 @@ def test_a_reward_model_that_reads_otherwise_is_refused(chain, run, tmp_path):
         assert code == 2 and f"must read with the {what} of the policy" in err, err
 
 
-@pytest.mark.parametrize(("name", "kept"), [("dpo", "reference.npz"), ("reward", "reward_scale.json")])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("dpo", "reference.npz"), ("reward", "reward_scale.json")]
+)
 def test_overwriting_leaves_nothing_of_the_run_before(chain, tmp_path, name, kept):
     """Such as the log-probabilities of another reference."""
     run = shutil.copytree(chain(name), tmp_path / "run")

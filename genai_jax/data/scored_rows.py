@@ -1,4 +1,4 @@
-"""Rows with numbers that something expensive computed once for each of them, before training.
+"""What something expensive says of each row, computed once before training.
 
 A reference's log-probabilities of answers, for instance: they never change, so that no step needs
 the reference.
@@ -9,43 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genai_jax.data.rows import NumberedRows, Row, Rows
-
-
-class ScoredRows(NumberedRows):
-    """Rows with one more field.
-
-    Rows are numbered within one epoch: a random order goes around these, not into them.
-
-    Attributes:
-        rows: The rows.
-        name: Of the field.
-        scores: Its values, [len(rows), ...].
-    """
-
-    def __init__(self, rows: Rows, scores: np.ndarray, name: str = "ref_log_probs"):
-        """Put rows and scores together.
-
-        Raises:
-            ValueError: If there is not one score a row.
-        """
-        super().__init__()
-        if len(scores) != len(rows):
-            raise ValueError(
-                f"`scores` must have one entry a row; got {len(scores)} and {len(rows)} rows. "
-                "Score these rows."
-            )
-        self.rows = rows
-        self.name = name
-        self.scores = scores
-
-    def __len__(self) -> int:
-        """Count the rows of an epoch."""
-        return len(self.rows)
-
-    def _row(self, i: int) -> Row:
-        number = i % len(self)
-        return {**self.rows[number], self.name: self.scores[number]}
+from genai_jax.data.rows import Rows
 
 
 def score_rows_once(

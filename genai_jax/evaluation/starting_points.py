@@ -47,6 +47,11 @@ class StartingPoint(NamedTuple):
         """What it reads with."""
         return self.renderer.tokenizer
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of what it reads with, for the identity of a run."""
+        return {"tokenizer": self.tokenizer.digest, "chat": self.renderer.digest}
+
     def keep(self, run: RunDirectory) -> None:
         """Write into a run what must be known to go on, and to talk with its model."""
         if not run.folder("tokenizer").exists():

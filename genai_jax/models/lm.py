@@ -4,9 +4,10 @@ What belongs to this one model (which axes are sharded, what decays, what Muon t
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +237,18 @@ def hidden_matrix(name: str) -> tuple[int, int] | None:
     Axes before these number the layers of a stack. Hidden matrices are what Muon takes.
     """
     return next((axes for pattern, axes in _MATRIX_AXES if re.search(pattern, name)), None)
+
+
+class Groups(TypedDict):
+    """What a run has to know of the parameters of a model, by name."""
+
+    rules: Sequence[tuple[str, PartitionSpec]]
+    decays: Callable[[str], bool]
+    muon: Callable[[str], tuple[int, int] | None]
+
+
+GROUPS = Groups(rules=SHARDING_RULES, decays=decays, muon=hidden_matrix)
+"""Of the language model, and of what holds some: rewards, critics, adapters."""
 
 
 def fit_vocabulary(model: TransformerConfig, tokens: int) -> TransformerConfig:

@@ -38,13 +38,12 @@ from genai_jax.rl.measured import Measured
 from genai_jax.rl.policy_config import PolicyConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
-from genai_jax.training.optimizers import make_optimizer
 from genai_jax.training.run_config import OBSERVATIONAL
 from genai_jax.training.run_directory import RunDirectory, open_run
-from genai_jax.training.schedules import fit_warmup, make_schedule
+from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
-from genai_jax.training.state import TrainState, abstract_like, init_state
-from genai_jax.training.step import TrainStep, check_rows, make_train_step
+from genai_jax.training.state import TrainState, abstract_like
+from genai_jax.training.step import TrainStep, check_rows
 
 
 def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
@@ -62,11 +61,7 @@ def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
         config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
     ) as run:
         asked = load_prompts(config, point.renderer)
-        identity = {
-            "prompts": asked.digest,
-            "tokenizer": point.tokenizer.digest,
-            "chat": point.renderer.digest,
-        }
+        identity = {"prompts": asked.digest, **point.identity}
         run.require_identity(identity | ({"judge": judge.digest} if judge else {}))
         point.keep(run)
         return train_policy(config, run, point, judge, stop)
@@ -74,11 +69,6 @@ def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
 
 def make_training(config: PolicyConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
     """Make the first state, and the step: policy and critic, objective, optimizer."""
-    updates = config.steps * config.passes.updates
-    schedule = make_schedule(fit_warmup(config.schedule, updates), updates)
-    optimizer = make_optimizer(
-        config.optimizer, schedule, decays=lm.decays, muon=lm.hidden_matrix, mesh=mesh
-    )
 
     def model() -> LanguageModel | ActorCritic:
         policy = draw_model(config.model, config.lora, config.seed)
@@ -94,22 +84,19 @@ def make_training(config: PolicyConfig, mesh: Mesh) -> tuple[TrainState, TrainSt
         # Replaced by what the run begins with.
         return known | {"reference": draw_model(config.model, config.lora, config.seed + 2)}
 
-    state = init_state(
-        model, optimizer, mesh, lm.SHARDING_RULES, context=context, trains=trains(config.lora)
-    )
-    train_step = make_train_step(
-        WithRowMetrics(make_policy_gradient(config.loss)),
-        optimizer,
+    return set_up_training(
+        config,
+        config.optimizer,
+        config.schedule,
         mesh,
-        state,
-        seed=config.seed,
-        microbatches=config.microbatches,
-        clip_norm=config.clip_norm or None,
+        model,
+        WithRowMetrics(make_policy_gradient(config.loss)),
+        **lm.GROUPS,
+        context=context,
         trains=trains(config.lora),
         passes=config.passes,
         next_context=make_next_context(config.kl),
     )
-    return state, train_step
 
 
 def begin(
@@ -127,7 +114,10 @@ def begin(
     model = initial.model
     if isinstance(like, ActorCritic):
         fresh = state.model.critic
-        if judge is not None and adopt(config.model, judge.model.config) == config.model:
+        if (
+            judge is not None
+            and adopt(config.model, judge.model.config, config.length) == config.model
+        ):
             trunk = with_base(fresh.trunk, judge.model.trunk)
         else:
             trunk = with_base(fresh.trunk, without_lora(initial.model))

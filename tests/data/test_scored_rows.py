@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genai_jax.data.rows import NumberedRows
-from genai_jax.data.scored_rows import ScoredRows, score_rows_once
+from genai_jax.data.scored_rows import score_rows_once
 
 
 class Squares(NumberedRows):
@@ -25,22 +25,9 @@ def sums(batch):
 def test_every_row_gets_its_own_score_in_batches_of_one_size():
     scores = score_rows_once(Squares(), sums, batch_size=3)
     np.testing.assert_array_equal(scores, [i + i * i for i in range(7)])
-    rows = ScoredRows(Squares(), scores)
-    assert len(rows) == 7
-    assert [float(row["ref_log_probs"]) for row in rows] == scores.tolist()
-    np.testing.assert_array_equal(rows[3]["x"], [3, 9])
 
 
-def test_a_number_beyond_the_epoch_is_the_row_that_was_scored():
-    rows = ScoredRows(Squares(), np.arange(7.0), "score")
-    np.testing.assert_array_equal(rows[9]["x"], rows[2]["x"])
-    assert rows[9]["score"] == 2
-
-
-def test_scores_that_are_missing_or_not_finite_are_refused():
-    with pytest.raises(ValueError, match="one entry a row; got 6 and 7 rows"):
-        ScoredRows(Squares(), np.zeros(6))
-
+def test_scores_that_are_not_finite_are_refused():
     def broken(batch):
         return np.where(batch["x"][:, 0] == 5, np.nan, 0.0)
 

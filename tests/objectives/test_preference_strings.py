@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from genai_jax.data.rows import NumberedRows
-from genai_jax.data.scored_rows import ScoredRows, score_rows_once
+from genai_jax.data.scored_rows import score_rows_once
 from genai_jax.models.heads import ScalarModel
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
@@ -95,7 +95,7 @@ def population(reference):
     """All pairs, with the reference's log-probabilities as they are cached before training."""
     scorer = make_reference_scorer(reference, make_mesh(devices=jax.devices()[:2]))
     scores = score_rows_once(StringRows(), scorer, batch_size=128)
-    return stacked(ScoredRows(StringRows(), scores))
+    return {**stacked(StringRows()), "ref_log_probs": jnp.asarray(scores)}
 
 
 def simpo_policy():
