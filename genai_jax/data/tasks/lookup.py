@@ -1,4 +1,4 @@
-"""Looking up: the pair of a key, among two or three pairs such as `c17`; among more in hard ones.
+"""Looking up: the pair of a key, of two or three such as `c17`; hard ones have five or six.
 
 Key and value touch, and the answer is the pair: so the value comes after its key in the prompt and
 in the answer alike, which is what attention learns first. With `c=17`, or with the value alone as
