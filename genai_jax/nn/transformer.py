@@ -27,6 +27,7 @@ from genai_jax.nn.linear import Linear
 from genai_jax.nn.mlp import MLP
 from genai_jax.nn.modulation import Adjustment, Modulation
 from genai_jax.nn.norms import LayerNorm, RMSNorm
+from genai_jax.nn.recomputation import recomputed
 from genai_jax.nn.rope import RopeConfig, apply_rope, rope_tables
 from genai_jax.types import PyTree
 
@@ -275,6 +276,11 @@ def apply_layers(
             static_argnums=(4, 5),
         )
     kinds = config.layer_kinds
+    on_cpu = jax.default_backend() == "cpu"
+    if config.layers == "unrolled" and config.remat == "full" and on_cpu and caches is None:
+        for i, block in enumerate(layers):
+            x = _recomputed_layer(block, x, around, i, kinds[i])
+        return x, None
     if config.layers == "unrolled":
         new = []
         for i, block in enumerate(layers):
@@ -310,6 +316,19 @@ def apply_layers(
         x, cache = run(block, x, index, cache, kinds[i], None)
         new_rest.append(cache)
     return x, None if caches is None else (new_cycles, tuple(new_rest))
+
+
+def _recomputed_layer(
+    block: Block, x: Float[Array, "b t d"], around: Surroundings, index: int, kind: LayerKind
+) -> Float[Array, "b t d"]:
+    """Run a layer of which a CPU keeps the inputs alone."""
+
+    def run(x: Array, rest: Any) -> Array:
+        block, arrays = rest
+        return block(x, kind, Surroundings(**arrays), index)[0]
+
+    arrays = {name: x for name, x in around._asdict().items() if name != "plans"}
+    return recomputed(run, x, (block, arrays))
 
 
 def ring_slots(config: TransformerConfig, slots: int, reach: int) -> int:
