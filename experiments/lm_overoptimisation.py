@@ -36,6 +36,7 @@ from genai_jax.training.script import call_script
 
 _HERE = Path(__file__).resolve().parent
 _ANSWERS_AT_A_TIME = 256
+_EPOCHS = 2  # of the proxy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class LabConfig:
     seed: int = 0
     cpu_devices: int = 0
     demonstrations: int = 12_000
-    preferences: int = 500
+    preferences: int = 4000
     prompts: int = 128
     answers: int = 64
     betas: tuple[float, ...] = (0.0, 0.1)
@@ -131,7 +132,7 @@ def commands_of(config: LabConfig) -> dict[str, list[str]]:
         flags = {"workdir": config.initial, "data.path": config.at / "replies.jsonl"}
         plan["policy"] = ("lm_sft.py", "tasks", {**flags, **_IMITATION}, config.policy)
     flags = {"workdir": config.at / "proxy", "init": config.initial}
-    steps = {"steps": 100, "evaluate-every": 100}
+    steps = {"steps": max(1, config.preferences * _EPOCHS // 32), "batch-size": 32}
     plan["proxy"] = ("lm_reward.py", "gold", {**flags, **judged, **steps}, config.proxy)
     asked = {
         **{"init": config.initial, "reward-model": config.at / "proxy", "ask": "replies"},
@@ -269,10 +270,11 @@ def learnt_curve(config: LabConfig, beta: float, scores: Scores) -> Curve:
 
 def report(config: LabConfig, curves: Sequence[Curve]) -> None:
     """Fit, draw, write down and tell."""
-    fits = [fit_together(curves[:1]), fit_together(curves[1:])]
-    draw_curves(curves, fits, config.at / "overoptimisation.png")
+    panels = [curves[:1], curves[1:]]
+    fits = [fit_if_possible(panel) for panel in panels]
+    draw_curves(list(zip(panels, fits, strict=True)), config.at / "overoptimisation.png")
     points = {c.name: {n: getattr(c, n).tolist() for n in ("kl", "gold", "proxy")} for c in curves}
-    fitted = {fit.form: fit._asdict() for fit in fits}
+    fitted = {fit.form: fit._asdict() for fit in fits if fit is not None}
     content = json.dumps({"points": points, "fits": fitted}, indent=2)
     write_atomically(config.at / "curves.json", content + "\n")
     text = describe(curves, fits)
@@ -280,7 +282,16 @@ def report(config: LabConfig, curves: Sequence[Curve]) -> None:
     print(f"{text}\ndrawn: {config.at / 'overoptimisation.png'}", flush=True)
 
 
-def describe(curves: Sequence[Curve], fits: Sequence[Fitted]) -> str:
+def fit_if_possible(curves: Sequence[Curve]) -> Fitted | None:
+    """Fit curves of one form; None, with a warning, where too few points are away from 0."""
+    try:
+        return fit_together(curves)
+    except ValueError as error:
+        print(f"WARNING: {curves[0].form} has no fit: {error}", file=sys.stderr)
+        return None
+
+
+def describe(curves: Sequence[Curve], fits: Sequence[Fitted | None]) -> str:
     """Tell what was found, in lines."""
     lines = [f"{'above the initial policy':24} d = sqrt KL    gold   proxy"]
     for curve in curves:
@@ -291,7 +302,8 @@ def describe(curves: Sequence[Curve], fits: Sequence[Fitted]) -> str:
                 f"{curve.gold[i]:7.2f} {curve.proxy[i]:7.2f}"
             )
     for fitted, rule in zip(fits, ("d (alpha - beta d)", "d (alpha - beta log d)"), strict=True):
-        lines.append(f"{fitted.form}: R = {rule}, {fitted}; highest at d = {fitted.peak:.2f}")
+        if fitted is not None:
+            lines.append(f"{fitted.form}: R = {rule}, {fitted}; highest at d = {fitted.peak:.2f}")
     return "\n".join(lines)
 
 

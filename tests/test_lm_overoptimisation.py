@@ -51,7 +51,7 @@ def test_a_lab_leaves_what_it_promises(lab):
     workdir, code, _ = lab
     assert code == 0
     assert (workdir / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
-    assert "reinforcement learning: R = d (alpha" in (workdir / "report.txt").read_text()
+    assert "best of n: R = d (alpha" in (workdir / "report.txt").read_text()
     kept = json.loads((workdir / "curves.json").read_text())
     assert list(kept["points"]) == ["best of n", "beta 0.5"]
     assert kept["points"]["best of n"]["kl"] == [kl_bound(n) for n in (1, 2, 4, 8)]

@@ -17,20 +17,19 @@ _INK, _GRID = "#333333", "#E4E4E4"
 _MARKERS = "osD^v<>P"
 
 
-def draw_curves(curves: Sequence[Curve], fits: Sequence[Fitted], picture: Path) -> None:
+def draw_curves(panels: Sequence[tuple[Sequence[Curve], Fitted | None]], picture: Path) -> None:
     """Draw a panel for each form: points of both rewards, and the fit of the gold one.
 
     Args:
-        curves: Measured.
-        fits: One for each form that there is, in the order of the panels.
+        panels: Curves of one form, and their fit where there is one.
         picture: Where to write, as PNG; its folder is made.
     """
-    figure = Figure(figsize=(5.6 * len(fits), 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5.6 * len(panels), 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
-    for axes, fitted in zip(panels, fits, strict=True):
-        _draw_panel(axes, [curve for curve in curves if curve.form == fitted.form], fitted)
-    panels[0].set_ylabel("reward above the initial policy's")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (curves, fitted) in zip(all_axes, panels, strict=True):
+        _draw_panel(axes, curves, fitted)
+    all_axes[0].set_ylabel("reward above the initial policy's")
     figure.suptitle(
         "Over-optimisation of a proxy reward", color=_INK, fontweight="bold", x=0.02, ha="left"
     )
@@ -40,7 +39,7 @@ def draw_curves(curves: Sequence[Curve], fits: Sequence[Fitted], picture: Path) 
     write_atomically(picture, buffer.getvalue())
 
 
-def _draw_panel(axes: Axes, curves: Sequence[Curve], fitted: Fitted) -> None:
+def _draw_panel(axes: Axes, curves: Sequence[Curve], fitted: Fitted | None) -> None:
     farthest = 0.0
     for curve, marker in zip(curves, _MARKERS * len(curves), strict=False):
         distance = np.sqrt(np.maximum(curve.kl, 0.0))
@@ -54,13 +53,14 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], fitted: Fitted) -> None:
             label="proxy" + label,
         )
         axes.plot(*(distance, curve.gold, marker), color=_GOLD, markersize=4, label="gold" + label)
-    line = np.linspace(0, farthest, 200)
-    rule = "d (α - β d)" if fitted.form == "best of n" else "d (α - β log d)"
-    coefficients = f"α = {fitted.alpha:.2f}, β = {fitted.beta:.2f}"
-    axes.plot(line, fitted(line), color=_GOLD, linewidth=1.8, label=f"{rule}: {coefficients}")
-    if fitted.peak < farthest:
-        axes.axvline(fitted.peak, color=_INK, linewidth=0.8, linestyle=":")
-    axes.set_title(fitted.form, color=_INK, fontsize=11)
+    if fitted is not None:
+        line = np.linspace(0, farthest, 200)
+        rule = "d (α - β d)" if fitted.form == "best of n" else "d (α - β log d)"
+        label = f"{rule}: α = {fitted.alpha:.2f}, β = {fitted.beta:.2f}"
+        axes.plot(line, fitted(line), color=_GOLD, linewidth=1.8, label=label)
+        if fitted.peak < farthest:
+            axes.axvline(fitted.peak, color=_INK, linewidth=0.8, linestyle=":")
+    axes.set_title(curves[0].form, color=_INK, fontsize=11)
     axes.set_xlabel("d = √KL from the initial policy (√nat)")
     axes.axhline(0, color="#B0B0B0", linewidth=0.8)
     axes.grid(color=_GRID, linewidth=0.8)

@@ -13,6 +13,7 @@ from genai_jax.rl.overoptimisation import (
     fit_gains,
     fit_together,
 )
+from genai_jax.rl.overoptimisation_plot import draw_curves
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
@@ -100,6 +101,16 @@ def test_points_at_the_start_do_not_count_and_too_few_are_refused():
 def test_a_curve_that_never_falls_has_no_peak():
     kl = np.array([1.0, 2.0, 3.0, 4.0])
     assert fit_gains("best of n", kl, kl).peak == np.inf
+
+
+def test_a_picture_is_drawn_with_and_without_a_fit(tmp_path):
+    kl = np.linspace(0, 9, 8)
+    gold, proxy = np.sqrt(kl) - 0.2 * kl, np.sqrt(kl)
+    ways = [Curve("best of n", "best of n", kl, gold, proxy)]
+    learnt = [Curve(f"beta {b}", "reinforcement learning", kl - 0.1, gold, proxy) for b in (0, 1)]
+    picture = tmp_path / "plots" / "curves.png"
+    draw_curves([(ways, fit_together(ways)), (learnt, None)], picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def constructed():
