@@ -145,12 +145,9 @@ _QUICKSTART = PretrainConfig(
 _TASKS = replace(
     _QUICKSTART,
     workdir="runs/tasks",
-    steps=800,
-    batch_size=32,
+    steps=600,
     length=128,
-    model=TransformerConfig(
-        num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512, max_length=128, qk_norm=True
-    ),
+    model=lm.TASKS,
     data=TextConfig(sources=("tasks",), tokenizer="bytes", chat=True),
     evaluate_every=400,
     save_every=400,

@@ -63,15 +63,13 @@ class SftConfig(RunConfig):
 
     workdir: str = "runs/lm_sft"
     init: str = ""
-    steps: int = 1500
-    batch_size: int = 64
+    steps: int = 2000
+    batch_size: int = 16
     length: int = 128
     ema_decay: float = 0.0
-    model: TransformerConfig = field(
-        default_factory=lambda: TransformerConfig(
-            num_layers=4, embed_dim=192, num_heads=6, mlp_dim=512, max_length=128, qk_norm=True
-        )
-    )
+    evaluate_every: int = 500
+    evaluation_rows: int = 32
+    model: TransformerConfig = lm.TASKS
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     tasks: TaskConfig = field(default_factory=TaskConfig)
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
@@ -79,7 +77,7 @@ class SftConfig(RunConfig):
         default_factory=lambda: OptimizerConfig("muon", muon_momentum=0.85, weight_decay=0.0)
     )
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(5e-3, "linear", warmup_steps=50, final_fraction=0.0)
+        default_factory=lambda: ScheduleConfig(1e-2, "linear", warmup_steps=20, final_fraction=0.0)
     )
     answer_tokens: int = 48
 

@@ -94,7 +94,7 @@ class PolicyConfig(RunConfig):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     ask: Literal["tasks", "replies", "data"] = "tasks"
-    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.5))
+    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.8))
     data: str = ""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardWeights = field(default_factory=lambda: RewardWeights(grade=1.0))

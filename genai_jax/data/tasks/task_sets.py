@@ -1,11 +1,16 @@
 """Sets of embedded tasks: to learn from, to be asked about, and to be measured by."""
 
 import dataclasses
+import functools
 
 from genai_jax.data.conversations import Example
 from genai_jax.data.tasks.gold_preferences import reply_examples
 from genai_jax.data.tasks.split import FAMILIES, Side, tasks
 from genai_jax.data.tasks.task import DIFFICULTIES, Difficulty, Family, Task
+
+
+# What a small model learns slowly comes more often.
+_PRACTICE = {"arithmetic": 6, "sorting": 2, "strings": 2, "lookup": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +28,8 @@ class TaskConfig:
     """
 
     families: tuple[str, ...] = ()
-    hard_share: float = 0.2
-    examples: int = 30_000
+    hard_share: float = 0.1
+    examples: int = 60_000
     replies: int = 6000
     held_out: int = 50
 
@@ -60,12 +65,24 @@ class MixedTasks:
     seed: int
 
     def __getitem__(self, i: int) -> Task:
-        """Make task i: of every so many in a row a share is hard, spread evenly."""
-        share = self.config.hard_share
-        hard = int((i + 1) * share) - int(i * share)
-        before = int(i * share)
+        """Make task i: hard tasks, and those of each family, are spread evenly."""
+        before = int(i * self.config.hard_share)
+        hard = int((i + 1) * self.config.hard_share) > before
         kind: Difficulty = "hard" if hard else "easy"
-        return tasks(self.config.chosen, kind, self.side, self.seed)[before if hard else i - before]
+        turns, number = divmod(before if hard else i - before, len(self._turns))
+        family, turn, per_round = self._turns[number]
+        return tasks((family,), kind, self.side, self.seed)[turns * per_round + turn]
+
+    @functools.cached_property
+    def _turns(self) -> tuple[tuple[Family, int, int], ...]:
+        """The turns of a round: a family, which of its turns it is, and how many it has."""
+        practice = {family: _PRACTICE.get(family.name, 1) for family in self.config.chosen}
+        return tuple(
+            (family, turn, count)
+            for turn in range(max(practice.values()))
+            for family, count in practice.items()
+            if turn < count
+        )
 
 
 def task_examples(config: TaskConfig, seed: int) -> tuple[list[Example], list[Example]]:
