@@ -63,11 +63,11 @@ class SftConfig(RunConfig):
 
     workdir: str = "runs/lm_sft"
     init: str = ""
-    steps: int = 2000
+    steps: int = 1200
     batch_size: int = 16
     length: int = 128
     ema_decay: float = 0.0
-    evaluate_every: int = 500
+    evaluate_every: int = 400
     evaluation_rows: int = 32
     model: TransformerConfig = lm.TASKS
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))

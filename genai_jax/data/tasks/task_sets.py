@@ -8,7 +8,6 @@ from genai_jax.data.tasks.gold_preferences import reply_examples
 from genai_jax.data.tasks.split import FAMILIES, Side, tasks
 from genai_jax.data.tasks.task import DIFFICULTIES, Difficulty, Family, Task
 
-
 # What a small model learns slowly comes more often.
 _PRACTICE = {"arithmetic": 6, "sorting": 2, "strings": 2, "lookup": 2}
 
@@ -28,8 +27,8 @@ class TaskConfig:
     """
 
     families: tuple[str, ...] = ()
-    hard_share: float = 0.1
-    examples: int = 60_000
+    hard_share: float = 0.05
+    examples: int = 80_000
     replies: int = 6000
     held_out: int = 50
 
