@@ -276,17 +276,8 @@ def apply_layers(
             static_argnums=(4, 5),
         )
     kinds = config.layer_kinds
-    on_cpu = jax.default_backend() == "cpu"
-    if config.layers == "unrolled" and config.remat == "full" and on_cpu and caches is None:
-        for i, block in enumerate(layers):
-            x = _recomputed_layer(block, x, around, i, kinds[i])
-        return x, None
     if config.layers == "unrolled":
-        new = []
-        for i, block in enumerate(layers):
-            x, cache = run(block, x, i, None if caches is None else caches[i], kinds[i], None)
-            new.append(cache)
-        return x, None if caches is None else tuple(new)
+        return _apply_list(config, run, layers, x, around, caches)
 
     cycles = config.num_layers // period
     in_cycles = cycles * period
@@ -316,6 +307,26 @@ def apply_layers(
         x, cache = run(block, x, index, cache, kinds[i], None)
         new_rest.append(cache)
     return x, None if caches is None else (new_cycles, tuple(new_rest))
+
+
+def _apply_list(
+    config: TransformerConfig,
+    run: Callable[..., Any],
+    blocks: Any,
+    x: Float[Array, "b t d"],
+    around: Surroundings,
+    caches: Any,
+) -> tuple[Float[Array, "b t d"], Any]:
+    """Run unrolled layers: `run`, or what a CPU needs in its place to keep their inputs alone."""
+    on_cpu = jax.default_backend() == "cpu" and config.remat == "full" and caches is None
+    new = []
+    for i, (block, kind) in enumerate(zip(blocks, config.layer_kinds, strict=True)):
+        if on_cpu:
+            x = _recomputed_layer(block, x, around, i, kind)
+            continue
+        x, cache = run(block, x, i, None if caches is None else caches[i], kind, None)
+        new.append(cache)
+    return x, None if caches is None else tuple(new)
 
 
 def _recomputed_layer(
