@@ -56,9 +56,9 @@ def test_numbers_are_the_head_on_what_the_language_model_has_understood(model, r
 
 def test_a_reward_model_s_head_is_as_wide_as_it_should_be_and_a_critic_s_says_zero(rows):
     trunk = LanguageModel(CONFIG, jax.random.key(0))
-    drawn = jax.vmap(
-        lambda key: ScalarModel(trunk, key).score.kernel[...]
-    )(jax.random.split(jax.random.key(2), 400))
+    drawn = jax.vmap(lambda key: ScalarModel(trunk, key).score.kernel[...])(
+        jax.random.split(jax.random.key(2), 400)
+    )
     assert np.std(drawn) == pytest.approx(17**-0.5, rel=0.03)
     critic = ScalarModel(trunk, jax.random.key(1), init_std=0.0)
     assert not critic(rows[0]).any()

@@ -89,9 +89,7 @@ def test_prompts_of_one_s_own_are_split_by_what_they_ask(own):
 def test_turns_before_the_first_answer_are_asked(own):
     system = {"role": "system", "content": "Be."}
     turns = [system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    asked = own(
-        [{"messages": turns}, {"prompt": "other"}], rewards=RewardWeights(per_token=1.0)
-    )
+    asked = own([{"messages": turns}, {"prompt": "other"}], rewards=RewardWeights(per_token=1.0))
     prompts = {p.text: p for p in (*asked.train.take(0, 1), *asked.held_out.take(0, 1))}
     assert prompts["a"].ids.tolist() == CHAT.prompts([turns[:2]])[0].tolist()
     assert prompts["a"].task is None
@@ -112,7 +110,12 @@ def test_answers_are_graded_by_their_task_or_by_being_right():
     assert grade_answer(sample(task.answer, task)) == 1
     assert grade_answer(sample(task.answer, task, ended=False)) == 0
     assert grade_answer(sample("neither", task)) < 1
-    assert [grade_answer(sample(text, "b c")) for text in ("b c", " b c\n", "b", "")] == [1, 1, 0, 0]
+    assert [grade_answer(sample(text, "b c")) for text in ("b c", " b c\n", "b", "")] == [
+        1,
+        1,
+        0,
+        0,
+    ]
 
 
 def test_an_answer_earns_the_sum_of_what_was_asked_for():

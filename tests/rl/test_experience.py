@@ -15,8 +15,8 @@ from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.policy_gradient import make_policy_gradient
 from genai_jax.objectives.row_metrics import WithRowMetrics
-from genai_jax.paths import map_named
 from genai_jax.parallel.mesh import make_mesh
+from genai_jax.paths import map_named
 from genai_jax.rl.algorithms import PPO
 from genai_jax.rl.experience import Experience, make_on_policy_check, with_targets
 from genai_jax.rl.kl_control import Moments
@@ -49,7 +49,9 @@ def hand_made(rng):
 
 
 def in_float32(rows):
-    return {n: jnp.asarray(x, jnp.float32 if x.dtype == float else x.dtype) for n, x in rows.items()}
+    return {
+        n: jnp.asarray(x, jnp.float32 if x.dtype == float else x.dtype) for n, x in rows.items()
+    }
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -239,7 +241,9 @@ def test_a_prompt_without_room_is_no_traceback(state):
         def take(self, first, count):
             return [Prompt(np.zeros(20, np.int32), "long")] * count
 
-    with pytest.raises(BatchError, match="a row must hold a prompt and its answer.*got 20 and up to 6"):
+    with pytest.raises(
+        BatchError, match="a row must hold a prompt and its answer.*got 20 and up to 6"
+    ):
         experience(prompts=Long()).batch(5, lambda: state)
 
 
