@@ -4,6 +4,7 @@
 gets the nearest one.
 """
 
+import dataclasses
 import difflib
 import os
 import sys
@@ -43,10 +44,24 @@ def parse_command_line(
     if len(presets) > 1:
         description += f"\n\n{_list_presets(presets, name)}"
     try:
-        return tyro.cli(type(default), default=default, args=words, description=description)
+        found = tyro.cli(type(default), default=default, args=words, description=description)
+        return _settled(found, words)
     except BrokenPipeError:  # `--help | head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _settled(config: Config, words: Sequence[str]) -> Config:
+    """Compute anew the fields that follow from others, which no flag can say."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word[:1] == "-"}
+    for field in dataclasses.fields(config):
+        if not field.init and field.name in given:
+            name = field.name.replace("_", "-")
+            print(f"--{name} follows from other options; leave it out.", file=sys.stderr)
+            raise SystemExit(2)
+    return dataclasses.replace(config)  # type: ignore[return-value, unused-ignore]
 
 
 def _list_presets(presets: Mapping[str, tuple[str, Config]], chosen: str) -> str:

@@ -143,3 +143,33 @@ def test_help_may_be_read_in_part():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """A field that follows from others.
+
+    Attributes:
+        prompts: How many.
+        group: How many answers to each.
+        answers: Of all.
+    """
+
+    prompts: int = 2
+    group: int = 3
+    answers: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self):
+        """Count the answers."""
+        object.__setattr__(self, "answers", self.prompts * self.group)
+
+
+def test_what_follows_from_others_follows_flags_and_is_none(capsys):
+    presets = {"a": ("", Derived())}
+    found = parse_command_line(presets, description="", arguments=["--prompts", "5"])
+    assert found == Derived(5) and found.answers == 15
+    for words in (["--answers", "7"], ["--answers=7"]):
+        with pytest.raises(SystemExit) as stopped:
+            parse_command_line(presets, description="", arguments=words)
+        assert stopped.value.code == 2
+        assert "--answers follows from other options" in capsys.readouterr().err

@@ -58,6 +58,7 @@ class PolicyConfig(RunConfig):
             ours, or a model of Hugging Face's.
         reward_model: Folder of a run of lm_reward.py, which judges; with a critic it is also what
             the critic begins as. None where no weight is on it.
+        steps: Batches of answers in all; each is good for several updates.
         batch_size: Answers of a step, which the rollouts say.
         ema_decay: No average is kept: what writes is what trains.
         length: T, most tokens of a prompt and its answer.

@@ -6,6 +6,7 @@ step, in epochs and minibatches → `kl_control`.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ from genai_jax.training.run_directory import RunDirectory, open_run
 from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, abstract_like
-from genai_jax.training.step import TrainStep, check_rows
+from genai_jax.training.step import TrainStep
 
 
 def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
@@ -131,6 +132,24 @@ def begin(
     return state, initial._replace(model=model)
 
 
+def check_answers(config: PolicyConfig, mesh: Mesh) -> None:
+    """Refuse answers that cannot be dealt out to devices, microbatches and minibatches.
+
+    Raises:
+        ValueError: Saying how many could be.
+    """
+    rollouts, parts = config.rollouts, config.microbatches * config.passes.minibatches
+    if rollouts.answers % (unit := mesh.size * parts):
+        fitting = unit // math.gcd(unit, rollouts.group)
+        near = max(fitting, round(rollouts.prompts / fitting) * fitting)
+        raise ValueError(
+            "the answers of a step must be divisible by devices × microbatches × minibatches; got "
+            f"{rollouts.prompts} × {rollouts.group} answers, {mesh.size} devices, "
+            f"{config.microbatches} microbatches and {config.passes.minibatches} minibatches. "
+            f"Choose --rollouts.prompts {near}."
+        )
+
+
 def train_policy(
     config: PolicyConfig,
     run: RunDirectory,
@@ -140,7 +159,7 @@ def train_policy(
 ) -> int:
     """Make state, step and experience, and have them run."""
     mesh = make_mesh(config.fsdp)
-    check_rows(config.batch_size, mesh, config.microbatches * config.passes.minibatches)
+    check_answers(config, mesh)
     state, train_step = make_training(config, mesh)
     trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
     print(

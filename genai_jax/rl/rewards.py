@@ -105,8 +105,8 @@ class RewardPolicy:
     """What becomes of an answer whose reward raises, stalls, or is no number.
 
     Attributes:
-        on_failure: exclude leaves the answer out of the update, counts it and goes on; stop ends
-            the run with the last checkpoint as it is.
+        on_failure: exclude leaves the answer out of the update, counts it and goes on; stop saves
+            the steps so far and ends the run; the same command again goes on.
         seconds: How long rewarding the answers of a step may take; 0 waits for ever.
     """
 
