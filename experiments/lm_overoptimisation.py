@@ -36,7 +36,8 @@ from genai_jax.training.script import call_script
 
 _HERE = Path(__file__).resolve().parent
 _ANSWERS_AT_A_TIME = 256
-_EPOCHS = 2  # of the proxy
+_EPOCHS, _PAIRS_OF_A_STEP = 2, 32  # of the proxy
+_NO_END = 3  # an answer that was cut earns minus this; the proxy has deviation 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +69,13 @@ class LabConfig:
     seed: int = 0
     cpu_devices: int = 0
     demonstrations: int = 12_000
-    preferences: int = 4000
+    preferences: int = 3000
     prompts: int = 128
     answers: int = 64
     betas: tuple[float, ...] = (0.0, 0.1)
-    steps: int = 80
-    measure_every: int = 5
-    learning_rate: float = 1e-4
+    steps: int = 60
+    measure_every: int = 4
+    learning_rate: float = 1.5e-4
     length: int = 128
     answer_tokens: int = 64
     policy: str = ""
@@ -117,41 +118,49 @@ PRESETS: dict[str, tuple[str, LabConfig]] = {
     "lab": ("from random weights, on the embedded replies", LabConfig()),
 }
 
+# What differs from the presets of the scripts.
 _IMITATION = {
     **{"steps": 300, "batch-size": 32, "evaluate-every": 300, "data.validation-fraction": 0.05},
     **{"model.num-layers": 2, "model.embed-dim": 128, "model.num-heads": 4, "model.mlp-dim": 384},
+}
+_JUDGING = {
+    **{"batch-size": _PAIRS_OF_A_STEP, "gold.held-out": 500},
+    # Adam needs some three times as many steps.
+    **{"optimizer.name": "muon", "optimizer.muon-momentum": 0.85, "schedule.peak": 2e-3},
+}
+_LEARNING = {
+    **{"ask": "replies", "rewards.model": 1, "rewards.grade": 0, "schedule.kind": "constant"},
+    **{"advantages.missing-end": "replace", "advantages.missing-end-penalty": _NO_END},
+    **{"rollouts.prompts": 16, "rollouts.group": 8},
 }
 
 
 def commands_of(config: LabConfig) -> dict[str, list[str]]:
     """Write the command of every part, by its name."""
     common = {"seed": config.seed, "cpu-devices": config.cpu_devices, "length": config.length}
-    judged = {"gold.preferences": config.preferences, "gold.held-out": 500}
     plan: dict[str, tuple[str, str, Mapping[str, object], str]] = {}
     if not config.init:
-        flags = {"workdir": config.initial, "data.path": config.at / "replies.jsonl"}
-        plan["policy"] = ("lm_sft.py", "tasks", {**flags, **_IMITATION}, config.policy)
-    flags = {"workdir": config.at / "proxy", "init": config.initial}
-    steps = {"steps": max(1, config.preferences * _EPOCHS // 32), "batch-size": 32}
-    plan["proxy"] = ("lm_reward.py", "gold", {**flags, **judged, **steps}, config.proxy)
-    asked = {
-        **{"init": config.initial, "reward-model": config.at / "proxy", "ask": "replies"},
-        **{"rewards.model": 1, "rewards.grade": 0, "measured": config.prompts},
-        **{
-            "rollouts.prompts": 16,
-            "rollouts.group": 4,
-            "rollouts.max-tokens": config.answer_tokens,
-        },
-        **{"steps": config.steps, "evaluate-every": config.measure_every},
-        **{"schedule.peak": config.learning_rate, "schedule.kind": "constant"},
+        given = {"workdir": config.initial, "data.path": config.at / "replies.jsonl"}
+        plan["policy"] = ("lm_sft.py", "tasks", {**given, **_IMITATION}, config.policy)
+    judging = {
+        **{"workdir": config.at / "proxy", "init": config.initial},
+        "steps": max(1, config.preferences * _EPOCHS // _PAIRS_OF_A_STEP),
+        "gold.preferences": config.preferences,
     }
+    plan["proxy"] = ("lm_reward.py", "gold", {**judging, **_JUDGING}, config.proxy)
     for beta in config.betas:
-        own = {"workdir": config.learnt(beta), "kl.beta": beta}
-        plan[f"beta_{beta:g}"] = ("lm_grpo.py", "rloo", {**own, **asked}, config.learning)
+        learning = {
+            **{"workdir": config.learnt(beta), "kl.beta": beta, "init": config.initial},
+            **{"reward-model": config.at / "proxy", "measured": config.prompts},
+            **{"rollouts.max-tokens": config.answer_tokens, "schedule.peak": config.learning_rate},
+            **{"steps": config.steps, "evaluate-every": config.measure_every},
+        }
+        name = config.learnt(beta).name
+        plan[name] = ("lm_grpo.py", "rloo", {**learning, **_LEARNING}, config.learning)
     commands = {}
     for name, (script, preset, special, more) in plan.items():
-        given = [x for flag, value in {**common, **special}.items() for x in (f"--{flag}", value)]
-        words = [sys.executable, _HERE / script, preset, *given, *more.split()]
+        flags = [x for flag, value in {**common, **special}.items() for x in (f"--{flag}", value)]
+        words = [sys.executable, _HERE / script, preset, *flags, *more.split()]
         commands[name] = [str(word) for word in words]
     return commands
 
@@ -230,7 +239,8 @@ def answer_often(config: LabConfig) -> Scores:
             stop_ids=judge.renderer.end_ids,
             vocab_size=policy.tokenizer.vocab_size,
         ).samples(policy.tokenizer)
-        proxy += LearnedReward(judge.model, config.length)(samples)
+        said = LearnedReward(judge.model, config.length)(samples)
+        proxy += [x if sample.ended else -_NO_END for x, sample in zip(said, samples, strict=True)]
         gold += [gold_reward(sample.task, sample.answer) for sample in samples]
         print(f"{len(gold):,} of {config.prompts * config.answers:,} answers", flush=True)
     scores = Scores(np.reshape(proxy, shape), np.reshape(gold, shape))

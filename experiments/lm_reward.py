@@ -214,6 +214,8 @@ def final_report(config: RewardConfig, data: AnswerData, mesh: Mesh, model: Scal
 def describe_gold(config: RewardConfig, rewards: np.ndarray) -> list[str]:
     """Compare with what can be reached, and with judges that do not read all of a text."""
     gold = config.gold
+    if rewards.shape != (gold.held_out, gold.answers):
+        return ["its ceiling:        unknown: not all preferences are in rows; raise --length"]
     learnt, held_out = gold.learnt_by(config.seed), gold.held_out_by(config.seed)
     known = [held_out.judgement(i) for i in range(len(rewards))]
     before = [learnt.judgement(i) for i in range(min(gold.preferences, 2000))]

@@ -63,7 +63,7 @@ RUNS = {
     ),
     "reward": (lm_reward, (*GOLD, *FLAT, "--init", "{sft}", "--ema-decay", "0.5")),
     "dpo": (lm_dpo, (*GOLD, *FLAT, "--init", "{first}")),
-    "live": (lm_dpo, (*GOLD, *FLAT, "--init", "{sft}", "--preference.reference", "live")),
+    "live": (lm_dpo, (*GOLD, *FLAT, "--init", "{ppo}", "--preference.reference", "live")),
     "kto": (
         lm_dpo,
         (
@@ -82,7 +82,7 @@ RUNS = {
     "grpo": (
         lm_grpo,
         (
-            *("--init", "{sft}", "--ask", "data", "--data", "{prompts}", "--lora.rank", "2"),
+            *("--init", "{lora}", "--ask", "data", "--data", "{prompts}", "--lora.rank", "2"),
             *("--rollouts.prompts", "4", "--rollouts.group", "4", *ROLLOUTS, *FLAT),
             *("--rewards.per-token", "0.1", "--passes.minibatches", "1"),
         ),

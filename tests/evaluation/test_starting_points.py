@@ -69,9 +69,9 @@ def test_bytes_are_read_where_nothing_is_given():
 
 
 def test_there_must_be_a_model(tmp_path):
-    with pytest.raises(RunError, match="post-training begins with a model; got none. Give --init"):
+    with pytest.raises(RunError, match=r"post-training begins with a model; got none. Give --init"):
         starting_point("")
-    with pytest.raises(RunError, match="a run has a config.json; there is none in"):
+    with pytest.raises(RunError, match=r"a run has a config.json; there is none in"):
         starting_point(str(tmp_path))
 
 

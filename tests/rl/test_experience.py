@@ -214,12 +214,12 @@ def test_a_step_begins_with_who_wrote_its_rows_or_is_refused(state, batch):
     check(found)
     assert found["rollout_reward"] == pytest.approx(batch["scores"].mean())
     assert found["rollout_ended"] == batch["metrics/rollout_ended"].mean()
-    with pytest.raises(StepError, match="100.0% of them carry the number of another step"):
+    with pytest.raises(StepError, match=r"100.0% of them carry the number of another step"):
         check(metrics(step=6))
     with pytest.raises(StepError, match="the probabilities of who wrote its rows; they differ by"):
         check(metrics(temperature=1.0))
     other = ActorCritic(jax.tree.map(lambda x: x * 1.05, state.model.policy), state.model.critic)
-    with pytest.raises(StepError, match="more than 0.001"):
+    with pytest.raises(StepError, match=r"more than 0.001"):
         check(metrics(model=other))
 
 
@@ -242,7 +242,7 @@ def test_a_prompt_without_room_is_no_traceback(state):
             return [Prompt(np.zeros(20, np.int32), "long")] * count
 
     with pytest.raises(
-        BatchError, match="a row must hold a prompt and its answer.*got 20 and up to 6"
+        BatchError, match=r"a row must hold a prompt and its answer.*got 20 and up to 6"
     ):
         experience(prompts=Long()).batch(5, lambda: state)
 
