@@ -284,7 +284,10 @@ def make_trl(config: BenchmarkConfig, folder: str, *, compiled: bool) -> "tuple[
     counted: dict[str, int] = {"drawn": 0, "learned": 0}
 
     def arrive(name: str) -> "Callable[..., None]":
-        return lambda *_: clock.setdefault(name, time.perf_counter()) and None
+        def note(*_: Any) -> None:
+            clock.setdefault(name, time.perf_counter())
+
+        return note
 
     def count(name: str) -> "Callable[..., None]":
         def of(module: Any, arguments: Any, options: dict[str, Any]) -> None:

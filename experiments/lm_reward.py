@@ -75,19 +75,21 @@ class RewardConfig(RunConfig):
 
     workdir: str = "runs/lm_reward"
     init: str = ""
-    steps: int = 300
+    steps: int = 500
     batch_size: int = 32
     length: int = 128
     ema_decay: float = 0.0
-    evaluate_every: int = 100
+    evaluate_every: int = 250
     model: TransformerConfig = field(default_factory=TransformerConfig)
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     reward_loss: RewardLossConfig = field(default_factory=RewardLossConfig)
     gold: GoldConfig = field(default_factory=GoldConfig)
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig("muon", muon_momentum=0.85, weight_decay=0.0)
+    )
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(5e-4, "linear", warmup_steps=20, final_fraction=0.0)
+        default_factory=lambda: ScheduleConfig(2e-3, "linear", warmup_steps=20, final_fraction=0.0)
     )
 
     @property
@@ -104,6 +106,7 @@ PRESETS: dict[str, tuple[str, RewardConfig]] = {
             workdir="runs/reward",
             batch_size=16,
             length=512,
+            optimizer=OptimizerConfig(weight_decay=0.0),
             schedule=ScheduleConfig(5e-5, "linear", warmup_steps=20, final_fraction=0.0),
         ),
     ),

@@ -61,7 +61,7 @@ def _settled(config: Config, words: Sequence[str]) -> Config:
             name = field.name.replace("_", "-")
             print(f"--{name} follows from other options; leave it out.", file=sys.stderr)
             raise SystemExit(2)
-    return dataclasses.replace(config)  # type: ignore[return-value, unused-ignore]
+    return dataclasses.replace(config)  # type: ignore[return-value, type-var, unused-ignore]
 
 
 def _list_presets(presets: Mapping[str, tuple[str, Config]], chosen: str) -> str:
