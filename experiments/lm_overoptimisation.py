@@ -229,6 +229,7 @@ def answer_often(config: LabConfig) -> Scores:
             step=first,
             stop_ids=judge.renderer.end_ids,
             vocab_size=policy.tokenizer.vocab_size,
+            purpose="best of n",
         ).samples(policy.tokenizer)
         proxy += LearnedReward(judge.model, config.length)(samples)
         gold += [gold_reward(sample.task, sample.answer) for sample in samples]
