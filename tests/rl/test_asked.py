@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat
+from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tasks.gold_reward import gold_reward
 from genai_jax.data.tasks.task_sets import TaskConfig
 from genai_jax.data.tokenizers import ByteTokenizer
+from genai_jax.rl.algorithms import DR_GRPO, GRPO
 from genai_jax.rl.asked import grade_answer, load_prompts, make_reward
+from genai_jax.rl.kl_control import KLControl
 from genai_jax.rl.policy_config import PolicyConfig, RewardWeights
 from genai_jax.rl.prompts import ConversationPrompts
 from genai_jax.rl.rewards import Sample
 from genai_jax.rl.rollouts import RolloutConfig
+from genai_jax.training.passes import Passes
 
 CHAT = PlainChat(ByteTokenizer(specials=CHAT_SPECIALS))
 
@@ -86,6 +90,19 @@ def test_prompts_of_one_s_own_are_split_by_what_they_ask(own):
     assert own([*records[:-1], records[-1] | {"answer": "other"}]).digest != asked.digest
 
 
+def test_what_is_held_out_is_held_out_of_demonstrations_with_the_same_opening_too(own):
+    def turns(i):
+        roles = ("user", "assistant", "user")
+        return [{"role": r, "content": f"{r} {i}"} for r in roles]
+
+    asked = own([{"prompt": turns(i)} for i in range(60)], rewards=RewardWeights(per_token=1.0))
+    # As `chat_data` and `preference_data` split what begins so.
+    held_out = validation_side([turns(i)[:1] for i in range(60)], 0.1)
+    wanted = {f"user {i}" for i in np.flatnonzero(held_out)}
+    assert 0 < len(wanted) < 30
+    assert set(texts(asked.held_out, 0, len(wanted))) == wanted
+
+
 def test_turns_before_the_first_answer_are_asked(own):
     system = {"role": "system", "content": "Be."}
     turns = [system, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -132,6 +149,10 @@ def test_options_that_must_agree_are_made_to():
     rollouts = RolloutConfig(prompts=3, group=5, max_tokens=7, temperature=0.5)
     config = PolicyConfig(rollouts=rollouts)
     assert (config.batch_size, config.advantages.group_size) == (15, 5)
+    # As many devices are made of a CPU as divide the rows of an update.
+    three = dataclasses.replace(config, passes=Passes(2, 3))
+    assert (config.rows_at_once, three.rows_at_once) == (15, 5)
+    assert dataclasses.replace(three, microbatches=5).rows_at_once == 1
     assert config.advantages.longest_answer == 7 and config.loss.temperature == 0.5
     constant = dataclasses.replace(config.loss, aggregation="constant", constant_length=99)
     assert PolicyConfig(rollouts=rollouts, loss=constant).loss.constant_length == 7
@@ -142,6 +163,14 @@ def test_options_that_must_agree_are_made_to():
     [
         ({"rewards": RewardWeights(gold=1.0)}, "the judge's own reward is for replies"),
         ({"data": "x.jsonl"}, "need both --ask data and --data; got tasks"),
+        (
+            {"loss": GRPO.loss, "advantages": GRPO.advantages, "kl": KLControl(0.5)},
+            "nothing reads `kl.beta` here; got 0.5. Give --advantages.kl-in-reward",
+        ),
+        (
+            {"advantages": DR_GRPO.advantages, "kl": KLControl(0.5, adaptive=True)},
+            "nothing reads `kl.beta` here; got 0.5, adaptive",
+        ),
         ({"measured": 0}, "`measured` must be at least 1"),
         ({"length": 32, "rollouts": RolloutConfig(max_tokens=32)}, "a row must hold a prompt"),
     ],
