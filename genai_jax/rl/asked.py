@@ -6,7 +6,7 @@ import numpy as np
 
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.data.conversation_files import read_prompts
-from genai_jax.data.conversations import Messages, digest_of_messages
+from genai_jax.data.conversations import Messages, digest_of_messages, opening_of
 from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tasks.gold_reward import gold_reward
 from genai_jax.data.tasks.replies import REPLIES
@@ -66,7 +66,8 @@ def _own_prompts(config: PolicyConfig, renderer: ChatRenderer) -> Asked:
             "a weight on grades needs the right `answer` of every prompt; some records of "
             f"{config.data} have none. Add it, or give --rewards.grade 0."
         )
-    validation = validation_side([messages for messages, _ in read], _HELD_OUT)
+    # By its opening, as demonstrations and preferences are: what they learn is not held out here.
+    validation = validation_side([opening_of(messages) for messages, _ in read], _HELD_OUT)
     _check_lengths(config, [len(ids) for ids in renderer.prompts([x for x, _ in read])])
 
     def side(chosen: np.ndarray) -> ConversationPrompts:

@@ -53,11 +53,12 @@ class ConversationPrompts:
 
     def take(self, first: int, count: int) -> list[Prompt]:
         """Give the prompts first ... first + count - 1."""
-        chosen = []
-        for number in range(first, first + count):
-            epoch, place = divmod(number, len(self.conversations))
-            order = permutation(self.seed, f"prompts of epoch {epoch}", len(self.conversations))
-            chosen.append(int(order[place]))
+        chosen: list[int] = []
+        total = len(self.conversations)
+        while len(chosen) < count:
+            epoch, place = divmod(first + len(chosen), total)
+            order = permutation(self.seed, f"prompts of epoch {epoch}", total)
+            chosen += order[place : place + count - len(chosen)].tolist()
         asked = [self.conversations[i] for i in chosen]
         return [
             Prompt(ids, messages[-1]["content"], self.tasks[i] if self.tasks else None)

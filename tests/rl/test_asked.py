@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat
+from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tasks.gold_reward import gold_reward
 from genai_jax.data.tasks.task_sets import TaskConfig
 from genai_jax.data.tokenizers import ByteTokenizer
@@ -84,6 +85,19 @@ def test_prompts_of_one_s_own_are_split_by_what_they_ask(own):
     assert all(p.task == f"={p.text}" for p in asked.train.take(0, 30))
     assert own(records[:60]).digest != asked.digest == own(records).digest
     assert own([*records[:-1], records[-1] | {"answer": "other"}]).digest != asked.digest
+
+
+def test_what_is_held_out_is_held_out_of_demonstrations_with_the_same_opening_too(own):
+    def turns(i):
+        roles = ("user", "assistant", "user")
+        return [{"role": r, "content": f"{r} {i}"} for r in roles]
+
+    asked = own([{"prompt": turns(i)} for i in range(60)], rewards=RewardWeights(per_token=1.0))
+    # As `chat_data` and `preference_data` split what begins so.
+    held_out = validation_side([turns(i)[:1] for i in range(60)], 0.1)
+    wanted = {f"user {i}" for i in np.flatnonzero(held_out)}
+    assert 0 < len(wanted) < 30
+    assert set(texts(asked.held_out, 0, len(wanted))) == wanted
 
 
 def test_turns_before_the_first_answer_are_asked(own):
