@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float
 from genai_jax.training.loop import BatchError
 
 
+_MOST_STALLS = 3
+
+
 class Sample(NamedTuple):
     """An answer to be rewarded.
 
@@ -107,7 +110,7 @@ class RewardPolicy:
     Attributes:
         on_failure: exclude leaves the answer out of the update, counts it and goes on; stop saves
             the steps so far and ends the run; the same command again goes on.
-        seconds: How long rewarding the answers of a step may take; 0 waits for ever.
+        seconds: How long rewarding the answers of a step may take at once; 0 waits for ever.
     """
 
     on_failure: Literal["exclude", "stop"] = "exclude"
@@ -139,7 +142,8 @@ def reward_samples(
     """Reward samples, whatever the function does.
 
     All are given to it at once. Where that fails they are given to it one by one, so that only
-    those are left out that it fails at.
+    those are left out that it fails at. After a stall each may take an eighth of the time, and
+    after three more stalls the rest is left out, too: each leaves a thread behind.
 
     Args:
         reward: The function.
@@ -151,12 +155,8 @@ def reward_samples(
     """
     faults: dict[str, str] = {}
     scores = _called(reward, samples, policy.seconds, faults)
-    if scores is None and not any(kind == "stall" for kind in faults):
-        faults.clear()
-        each = [_called(reward, [sample], policy.seconds, faults) for sample in samples]
-        scores = np.array([math.nan if one is None else one[0] for one in each])
     if scores is None:
-        scores = np.full(len(samples), math.nan)
+        scores = _one_by_one(reward, samples, policy.seconds, faults)
     valid = np.isfinite(scores)
     if not valid.all() and not faults:
         faults["number"] = f"a reward must be a finite number; got {scores[~valid][0]}"
@@ -167,6 +167,28 @@ def reward_samples(
             + ". Mend the reward, or leave such answers out: --rewarding.on-failure exclude."
         )
     return Rewarded(np.where(valid, scores, 0.0), valid, tuple(faults.values()))
+
+
+def _one_by_one(
+    reward: Reward, samples: Sequence[Sample], seconds: float, faults: dict[str, str]
+) -> Float[np.ndarray, " n"]:
+    """Reward each by itself, after all at once have failed; NaN where that fails again."""
+    scores = np.full(len(samples), math.nan)
+    if "stall" in faults:
+        seconds /= 8
+    else:
+        faults.clear()
+    stalls = 0
+    for number, sample in enumerate(samples):
+        again: dict[str, str] = {}
+        one = _called(reward, [sample], seconds, again)
+        faults |= again | faults  # the first of each kind
+        stalls += "stall" in again
+        if one is not None:
+            scores[number] = one[0]
+        if stalls == _MOST_STALLS:
+            break
+    return scores
 
 
 def _called(

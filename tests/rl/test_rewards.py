@@ -85,6 +85,37 @@ def test_a_reward_that_stalls_is_left_behind():
     assert found.faults == ("it took longer than 0.05 s",)
 
 
+def test_those_alone_are_left_out_that_stall():
+    forever = threading.Event()
+
+    def slow(one):
+        if one.answer == "b":
+            forever.wait()
+        return len(one.answer)
+
+    try:
+        found = reward_samples(per_sample(slow), SAMPLES, RewardPolicy(seconds=0.8))
+    finally:
+        forever.set()
+    assert found.scores.tolist() == [2.0, 0.0, 3.0]
+    assert found.valid.tolist() == [True, False, True]
+    assert found.faults == ("it took longer than 0.8 s",)
+
+
+def test_what_always_stalls_is_not_asked_for_ever():
+    forever, calls = threading.Event(), []
+
+    def slow(samples):
+        calls.append(len(samples))
+        return [forever.wait()]
+
+    try:
+        found = reward_samples(slow, SAMPLES * 10, RewardPolicy(seconds=0.05))
+    finally:
+        forever.set()
+    assert calls == [30, 1, 1, 1] and not found.valid.any()
+
+
 def test_a_run_can_be_stopped_instead():
     def broken(samples):
         raise ZeroDivisionError("no")
