@@ -238,6 +238,7 @@ def answer_often(config: LabConfig) -> Scores:
             step=first,
             stop_ids=judge.renderer.end_ids,
             vocab_size=policy.tokenizer.vocab_size,
+            purpose="best of n",
         ).samples(policy.tokenizer)
         said = LearnedReward(judge.model, config.length)(samples)
         proxy += [x if sample.ended else -_NO_END for x, sample in zip(said, samples, strict=True)]

@@ -92,8 +92,23 @@ class Experience:
         self._estimate = jax.jit(functools.partial(with_targets, self.advantages))
         self._merge = jax.jit(merge_lora)
 
-    def draw(self, state: TrainState, asked: Sequence[Prompt], seed: int, group: int) -> Rollouts:
+    def draw(
+        self,
+        state: TrainState,
+        asked: Sequence[Prompt],
+        seed: int,
+        group: int,
+        *,
+        purpose: str = "rollouts",
+    ) -> Rollouts:
         """Have the policy of a state answer prompts.
+
+        Args:
+            state: Whose policy.
+            asked: What is asked.
+            seed: Of the noise.
+            group: Answers to each.
+            purpose: What the noise is for.
 
         Raises:
             BatchError: If a prompt leaves no room for an answer.
@@ -109,6 +124,7 @@ class Experience:
                 step=int(state.step),
                 stop_ids=self.stop_ids,
                 vocab_size=self.tokenizer.vocab_size,
+                purpose=purpose,
                 check=self.check,
             )
         except ContextError as error:

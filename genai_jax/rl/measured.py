@@ -18,7 +18,7 @@ from genai_jax.rl.rollouts import rollout_rows
 from genai_jax.training.fit import Say
 from genai_jax.training.state import TrainState
 
-_SEED = 0  # of the noise: the same for every run and every evaluation
+_SEED = 0  # of the noise: the same for every run
 _SHOWN = 4
 
 
@@ -51,7 +51,7 @@ class Measured:
         """
         asked = self.prompts.take(0, self.config.measured)
         # One answer to each; of a step's rows as many at a time.
-        rollouts = self.experience.draw(state, asked, _SEED, 1)
+        rollouts = self.experience.draw(state, asked, _SEED, 1, purpose="evaluation")
         samples = self._last = rollouts.samples(self.experience.tokenizer)
         earned = reward_samples(self.experience.reward, samples, self.config.rewarding)
         values = {

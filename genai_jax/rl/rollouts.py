@@ -119,9 +119,10 @@ def draw_rollouts(
     step: int,
     stop_ids: Sequence[int],
     vocab_size: int,
+    purpose: str = "rollouts",
     check: Callable[[], None] = lambda: None,
 ) -> Rollouts:
-    """Have a policy answer prompts; a function of its weights, the seed and the step alone.
+    """Have a policy answer prompts; a function of its weights and these arguments alone.
 
     Args:
         model: The policy; replicated over a mesh, it draws on one device.
@@ -132,6 +133,7 @@ def draw_rollouts(
         step: Completed updates of the policy.
         stop_ids: Tokens that end an answer.
         vocab_size: Ids that may be drawn.
+        purpose: What the noise is for; other purposes give other noise.
         check: Is called every few tokens; may raise, to give up.
 
     Raises:
@@ -139,7 +141,7 @@ def draw_rollouts(
     """
     each = [prompt for prompt in prompts for _ in range(config.group)]
     sampling = SamplingConfig(config.temperature)
-    first = crc32(f"rollouts {seed} {step}".encode())
+    first = crc32(f"{purpose} {seed} {step}".encode())
     requests = [
         Request(
             prompt.ids,

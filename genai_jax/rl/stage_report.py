@@ -128,6 +128,7 @@ def _measure(
         step=0,
         stop_ids=renderer.end_ids,
         vocab_size=renderer.tokenizer.vocab_size,
+        purpose="stages",
         check=check,
     )
     samples = rollouts.samples(renderer.tokenizer)

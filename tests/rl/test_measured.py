@@ -79,7 +79,9 @@ def state():
 def test_measures_are_those_of_the_answers(replies, state):
     found = replies.evaluate(state)
     asked = replies.prompts.take(0, ASKED)
-    samples = replies.experience.draw(state, asked, 0, 1).samples(CHAT.tokenizer)
+    samples = replies.experience.draw(state, asked, 0, 1, purpose="evaluation").samples(
+        CHAT.tokenizer
+    )
     assert [s.task for s in samples] == [p.task for p in asked]
     assert found["reward"] == np.mean(numbers(samples)[1:])
     assert found["tokens"] == np.mean([len(s.answer_ids) for s in samples])

@@ -45,7 +45,15 @@ def prompts():
     return [Prompt(rng.integers(0, 256, n).astype(np.int32), f"{n}", n) for n in lengths]
 
 
-def draw(model, step=5, seed=0, config=ROLLOUTS, asked=None, stop_ids=(EOT, *range(0, 256, 5))):
+def draw(
+    model,
+    step=5,
+    seed=0,
+    config=ROLLOUTS,
+    asked=None,
+    stop_ids=(EOT, *range(0, 256, 5)),
+    purpose="rollouts",
+):
     return draw_rollouts(
         model,
         prompts() if asked is None else asked,
@@ -55,6 +63,7 @@ def draw(model, step=5, seed=0, config=ROLLOUTS, asked=None, stop_ids=(EOT, *ran
         step=step,
         stop_ids=stop_ids,
         vocab_size=TOKENIZER.vocab_size,
+        purpose=purpose,
     )
 
 
@@ -116,12 +125,12 @@ def test_other_weights_or_another_temperature_are_noticed(model, rollouts):
             check_gap(other, 1e-3)
 
 
-def test_answers_depend_on_the_seed_and_the_step_alone(model, rollouts):
+def test_answers_depend_on_the_seed_the_step_and_the_purpose_alone(model, rollouts):
     again = draw(model)
     few = draw(model, config=dataclasses.replace(ROLLOUTS, rows=3))
     for one, two, three in zip(rollouts.answers, again.answers, few.answers, strict=True):
         assert one.tokens.tolist() == two.tokens.tolist() == three.tokens.tolist()
-    for other in (draw(model, step=6), draw(model, seed=1)):
+    for other in (draw(model, step=6), draw(model, seed=1), draw(model, purpose="evaluation")):
         pairs = zip(rollouts.answers, other.answers, strict=True)
         assert any(a.tokens.tolist() != b.tokens.tolist() for a, b in pairs)
     first, second = rollouts.answers[:2]
