@@ -142,11 +142,24 @@ class PolicyConfig(RunConfig):
                 f"the judge's own reward is for replies; got --ask {self.ask}. Choose --ask "
                 "replies, or --rewards.gold 0."
             )
+        in_loss = self.loss.kl_in_loss != "none" and self.loss.kl_coefficient is None
+        if (self.kl.beta or self.kl.adaptive) and not (self.advantages.kl_in_reward or in_loss):
+            raise ValueError(
+                f"nothing reads `kl.beta` here; got {self.kl.beta:g}"
+                f"{', adaptive' if self.kl.adaptive else ''}. Give --advantages.kl-in-reward, or "
+                "an estimator --loss.kl-in-loss (its weight is --loss.kl-coefficient, or kl.beta "
+                "where that is none); or --kl.beta 0."
+            )
         if self.rollouts.max_tokens >= self.length:
             raise ValueError(
                 f"a row must hold a prompt and its answer; got `length` {self.length} and "
                 f"`rollouts.max_tokens` {self.rollouts.max_tokens}. Raise --length."
             )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a microbatch of a minibatch, which devices share."""
+        return super().rows_at_once // self.passes.minibatches
 
     @property
     def algorithm(self) -> Algorithm:

@@ -68,3 +68,8 @@ class RunConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
         parse_profile_steps(self.profile_steps)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a microbatch, which devices share."""
+        return self.batch_size // (self.microbatches or 1)

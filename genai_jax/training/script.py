@@ -30,8 +30,8 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     """
     if run.__module__ == "__main__":
         restart_with_huge_pages()
-    rows = config.batch_size // (config.microbatches or 1)
-    split_cpu(config.cpu_devices or cores_that_divide(rows, config.evaluation_rows))
+    together = config.rows_at_once, config.evaluation_rows
+    split_cpu(config.cpu_devices or cores_that_divide(*together))
     try:
         with stop_signals() as stop:
             try:

@@ -12,11 +12,14 @@ from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tasks.gold_reward import gold_reward
 from genai_jax.data.tasks.task_sets import TaskConfig
 from genai_jax.data.tokenizers import ByteTokenizer
+from genai_jax.rl.algorithms import DR_GRPO, GRPO
 from genai_jax.rl.asked import grade_answer, load_prompts, make_reward
+from genai_jax.rl.kl_control import KLControl
 from genai_jax.rl.policy_config import PolicyConfig, RewardWeights
 from genai_jax.rl.prompts import ConversationPrompts
 from genai_jax.rl.rewards import Sample
 from genai_jax.rl.rollouts import RolloutConfig
+from genai_jax.training.passes import Passes
 
 CHAT = PlainChat(ByteTokenizer(specials=CHAT_SPECIALS))
 
@@ -146,6 +149,10 @@ def test_options_that_must_agree_are_made_to():
     rollouts = RolloutConfig(prompts=3, group=5, max_tokens=7, temperature=0.5)
     config = PolicyConfig(rollouts=rollouts)
     assert (config.batch_size, config.advantages.group_size) == (15, 5)
+    # As many devices are made of a CPU as divide the rows of an update.
+    three = dataclasses.replace(config, passes=Passes(2, 3))
+    assert (config.rows_at_once, three.rows_at_once) == (15, 5)
+    assert dataclasses.replace(three, microbatches=5).rows_at_once == 1
     assert config.advantages.longest_answer == 7 and config.loss.temperature == 0.5
     constant = dataclasses.replace(config.loss, aggregation="constant", constant_length=99)
     assert PolicyConfig(rollouts=rollouts, loss=constant).loss.constant_length == 7
@@ -156,6 +163,14 @@ def test_options_that_must_agree_are_made_to():
     [
         ({"rewards": RewardWeights(gold=1.0)}, "the judge's own reward is for replies"),
         ({"data": "x.jsonl"}, "need both --ask data and --data; got tasks"),
+        (
+            {"loss": GRPO.loss, "advantages": GRPO.advantages, "kl": KLControl(0.5)},
+            "nothing reads `kl.beta` here; got 0.5. Give --advantages.kl-in-reward",
+        ),
+        (
+            {"advantages": DR_GRPO.advantages, "kl": KLControl(0.5, adaptive=True)},
+            "nothing reads `kl.beta` here; got 0.5, adaptive",
+        ),
         ({"measured": 0}, "`measured` must be at least 1"),
         ({"length": 32, "rollouts": RolloutConfig(max_tokens=32)}, "a row must hold a prompt"),
     ],
