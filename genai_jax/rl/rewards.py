@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 
 from genai_jax.training.loop import BatchError
 
-
 _MOST_STALLS = 3
 
 
