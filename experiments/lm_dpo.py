@@ -226,7 +226,10 @@ def with_reference(
         like = jax.eval_shape(lambda: draw_model(config.model, LoraConfig(rank=0), 0))
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
-        score = make_reference_scorer(point.source(like).model, mesh)
+        initial = point.source(like)
+        # What it begins with is read later, when the folder may have a newer checkpoint.
+        run.require_identity({"init": initial.digest})
+        score = make_reference_scorer(initial.model, mesh)
         rows = {"train": data.train.in_order(), "validation": data.validation}
         size = config.evaluation_rows
         scores = {name: score_rows_once(x, score, batch_size=size) for name, x in rows.items()}

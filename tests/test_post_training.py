@@ -519,6 +519,21 @@ def test_overwriting_leaves_nothing_of_the_run_before(chain, tmp_path, name, kep
         assert sorted(path.name for path in run.iterdir()) == ["config.json", "lock"]
 
 
+def test_a_policy_begins_as_the_reference_that_was_scored(chain, tmp_path, run, monkeypatch):
+    begun, fit = shutil.copytree(chain("sft"), tmp_path / "begun"), lm_dpo.fit
+    later = chain("live")
+
+    def after_a_while(*arguments, **options):
+        shutil.rmtree(begun)
+        shutil.copytree(later, begun)  # it has gone on learning
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(lm_dpo, "fit", after_a_while)
+    flags = ("--init", str(begun), *GOLD, *COMMON, "--workdir", str(tmp_path / "run"))
+    code, _, err = run(lm_dpo, *flags)
+    assert code == 2 and "the init changed" in err, err
+
+
 def test_rewards_have_the_mean_0_and_the_deviation_1_of_the_training_answers(chain):
     found = load_reward_run(str(chain("reward")))
     assert "step 4" in found.about

@@ -58,8 +58,12 @@ class StartingPoint(NamedTuple):
             self.tokenizer.save(run.folder("tokenizer"))
         if not run.folder("chat").exists():
             save_chat_template(self.renderer.template, run.folder("chat"))
-        if self.folder and is_pretrained(self.folder) and not run.folder("origin").exists():
+        if not self.folder or run.folder("origin").exists():
+            return
+        if is_pretrained(self.folder):
             PretrainedFolder(self.folder).origin.save(run.folder("origin"))
+        elif origin := load_origin(Path(self.folder) / "origin"):
+            origin.save(run.folder("origin"))
 
 
 def starting_point(init: str, workdir: str = "") -> StartingPoint:

@@ -85,6 +85,8 @@ def optimum_of(algorithm: Algorithm, beta: float | None = None) -> str:
       that every baseline, a group's width too, leaves nothing.
       A mean over each answer's tokens, like a ratio of sequences (GSPO), divides its advantage by
       its length, which is still nothing there, and so moves the way to π* only.
+      Whitened rewards keep their mean μ a token: scaled back, an answer of n tokens has gained
+      $(\sigma - 1) \mu n$, so that length counts, which it does not for answers of one token.
     - k2, or k3 weighted by the ratio, in the loss: the gradient of the score is that of
       $c \cdot E r$, and so π* at β / c: c is 1 for a critic and for leave_one_out,
       $(G - 1) / G$ for the mean of a group that the answer itself is in.
@@ -113,6 +115,8 @@ def optimum_of(algorithm: Algorithm, beta: float | None = None) -> str:
     moved = " The bonus for entropy moves it." if loss.entropy_coefficient else ""
     if advantages.estimator == "gae" and advantages.gamma < 1:
         moved += " The discount moves it too."
+    if advantages.whiten_rewards != "none":
+        moved += " Whitened rewards move it too, towards or away from long answers."
     if in_reward and in_loss:
         return (
             "Target: a fixed point between two pulls, since the divergence is in the reward and in "

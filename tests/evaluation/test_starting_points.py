@@ -13,13 +13,15 @@ from genai_jax.evaluation.starting_points import (
     starting_point,
     trains,
 )
+from genai_jax.interop.checkpoint_folder import FileLayout
+from genai_jax.interop.origin import Origin, load_origin
 from genai_jax.models.lm import LanguageModel
 from genai_jax.models.lora import without_lora
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
 from genai_jax.paths import named_leaves
 from genai_jax.training.initialise import Initial
-from genai_jax.training.run_directory import RunError
+from genai_jax.training.run_directory import RunError, open_run
 from genai_jax.training.state import abstract_like
 
 SHAPE = TransformerConfig(
@@ -66,6 +68,20 @@ def test_bytes_are_read_where_nothing_is_given():
     assert point.tokenizer.decode(prompt[2:5]) == "hé"
     assert point.shape.vocab_size == point.tokenizer.vocab_size
     assert len(point.renderer.end_ids) == len(set(point.renderer.end_ids)) > 0
+
+
+def test_where_a_model_came_from_is_known_after_any_number_of_runs(tmp_path):
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "LICENSE").write_text("free")
+    layout = FileLayout({"model.safetensors": ["x"]}, {}, None)
+    Origin(source, "{}", "model.", {"x": "BF16"}, layout).save(tmp_path / "0" / "origin")
+    for number in range(2):
+        with open_run(tmp_path / f"{number + 1}", {}) as run:
+            fresh_start(TransformerConfig())._replace(folder=str(tmp_path / f"{number}")).keep(run)
+    found = load_origin(tmp_path / "2" / "origin")
+    assert found is not None and found.dtypes == {"x": "BF16"} and found.layout == layout
+    assert (tmp_path / "2" / "origin" / "LICENSE").read_text() == "free"
 
 
 def test_there_must_be_a_model(tmp_path):

@@ -58,6 +58,7 @@ OWN = "a fixed point of its own, not pi_ref exp(r / beta)"
         *((algorithm, None, [TILTED]) for algorithm in (PPO, REINFORCE, RLOO)),
         (PPO, 0.0, [BEST]),
         (variant(PPO, gamma=0.9), None, [TILTED, "The discount moves it"]),
+        (variant(PPO, whiten_rewards="biased"), None, [TILTED, "Whitened rewards move it"]),
         (variant(RLOO, {"entropy_coefficient": 0.1}), 0.1, [TILTED, "entropy moves it"]),
         (variant(GSPO, kl_in_reward=True), None, [TILTED]),
         (GRPO, None, [OWN, "k3, 0.04", "at every beta"]),
