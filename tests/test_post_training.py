@@ -132,11 +132,6 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    if os.environ.get("DEVCHAIN"):
-        import pathlib
-
-        pathlib.Path(os.environ["DEVCHAIN"]).mkdir(exist_ok=True)
-        return Chain(pathlib.Path(os.environ["DEVCHAIN"]))
     return Chain(tmp_path_factory.mktemp("runs"))
 
 
