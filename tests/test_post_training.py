@@ -84,6 +84,7 @@ RUNS = {
         (
             *("--init", "{lora}", "--ask", "data", "--data", "{prompts}", "--lora.rank", "2"),
             *("--rollouts.prompts", "4", "--rollouts.group", "4", *ROLLOUTS, *FLAT),
+            *("--model.layers", "scanned"),
             *("--rewards.per-token", "0.1", "--passes.minibatches", "1"),
         ),
     ),
