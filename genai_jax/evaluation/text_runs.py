@@ -117,9 +117,7 @@ def describe_folder(folder: str, source: PretrainedFolder) -> str:
     return f"{folder}, {source.family.model_type}, {count:,} parameters in {kind}"
 
 
-def _load_run(
-    path: Path, sigma_rel: float, computed: TransformerConfig | None = None
-) -> TextModel:
+def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None = None) -> TextModel:
     """Load the language model of a run, stored and computed as another configuration says."""
     config, _ = read_run(path)
     tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
