@@ -117,7 +117,8 @@ def describe_folder(folder: str, source: PretrainedFolder) -> str:
     return f"{folder}, {source.family.model_type}, {count:,} parameters in {kind}"
 
 
-def _load_run(path: Path, sigma_rel: float) -> TextModel:
+def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None = None) -> TextModel:
+    """Load the language model of a run, stored and computed as another configuration says."""
     config, _ = read_run(path)
     tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
     # What it was tuned with, in this run; else what came with what it began as.
@@ -126,6 +127,7 @@ def _load_run(path: Path, sigma_rel: float) -> TextModel:
         chat = load_chat_template(origin.folder)
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
+    shape = computed or shape
     lora = from_json(LoraConfig, config["lora"]) if "lora" in config else LoraConfig(rank=0)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -194,7 +196,7 @@ def _load_policy(folder: str, like: PyTree) -> Initial:
     inner = _place_of(path, newest_arrays(path / "checkpoints"), part)
     if not inner and not config.get("lora", {}).get("rank"):
         return load_initial(folder, like)
-    found = _load_run(path, 0.0)
+    found = _load_run(path, 0.0, like.config)
     step = int(found.about.rsplit(" ", 1)[1])
     placed = jax.tree.map(
         lambda x, wanted: jax.device_put(x.astype(wanted.dtype), wanted.sharding), found.model, like
