@@ -8,6 +8,7 @@ import pytest
 
 COLAB = Path(__file__).resolve().parent.parent / "colab"
 SAYS = {
+    "align_a_language_model": "true reward above the reference's",
     "denoise_an_image": "bits per dimension of 359 images",
     "sample_a_language_model": "--- temperature 1: ",
     "train_a_language_model": "--- temperature 0.5",
