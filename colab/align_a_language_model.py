@@ -300,7 +300,7 @@ def true_reward(string):
 
 REWARD = np.array([true_reward(string) for string in STRINGS])
 ASKED = 0.5 * reference / reference.sum() + 0.5 / len(STRINGS)
-COMPARISONS, COMPARING_UPDATES = 20_000, 200
+COMPARISONS, COMPARING_UPDATES = 20_000, 160
 ORDERED = np.array(list(itertools.permutations(range(len(STRINGS)), 2)))  # the preferred one first
 of_pairs = np.prod(ASKED[ORDERED], axis=1)
 of_pairs /= of_pairs.sum()
@@ -393,8 +393,8 @@ assert abs(accuracy - ceiling) < 0.03
 # RLOO does so with draws. It takes the divergence off the reward,
 # $R = \hat r - \beta \log \frac{\pi}{\pi_{ref}}$, and raises $\log \pi$ of an answer by how much
 # its R exceeds that of the other answers of its group. Step by step: draw (decode engine), judge
-# (reward model), score (both policies), compare (advantages), update. The first ratio of a step must
-# be one, so the engine's probabilities are checked against those that training computes.
+# (reward model), score (both policies), compare (advantages), update. The first ratio of a step
+# must be one, so the engine's probabilities are checked against those that training computes.
 
 # %%
 from genai_jax.objectives.policy_gradient import make_policy_gradient
