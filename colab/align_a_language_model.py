@@ -300,7 +300,7 @@ def true_reward(string):
 
 REWARD = np.array([true_reward(string) for string in STRINGS])
 ASKED = 0.5 * reference / reference.sum() + 0.5 / len(STRINGS)
-COMPARISONS, COMPARING_UPDATES = 20_000, 160
+COMPARISONS = 20_000
 ORDERED = np.array(list(itertools.permutations(range(len(STRINGS)), 2)))  # the preferred one first
 of_pairs = np.prod(ASKED[ORDERED], axis=1)
 of_pairs /= of_pairs.sum()
@@ -319,9 +319,9 @@ def compare(reward):
     return first + (asked - first)[[turned[b, a] for a, b in ORDERED.tolist()]]
 
 
-def make_trainer(objective, rate, batch_means=None):
+def make_trainer(objective, rate, updates, batch_means=None):
     """Make `(model, rows) -> model`: all updates, each of all rows, are one call of the step."""
-    optimizer = adam(rate, COMPARING_UPDATES)
+    optimizer = adam(rate, updates)
     made = []
 
     def trained(model, rows):
@@ -334,7 +334,7 @@ def make_trainer(objective, rate, batch_means=None):
                     mesh,
                     state,
                     seed=0,
-                    passes=Passes(COMPARING_UPDATES),
+                    passes=Passes(updates),
                     batch_means=batch_means,
                 )
             )
@@ -346,7 +346,7 @@ def make_trainer(objective, rate, batch_means=None):
 often = compare(REWARD)
 pair_rows = rows_of([[STRINGS[a], STRINGS[b]] for a, b in ORDERED])
 preferences = pair_rows | {"weight": often.astype(np.float32)}
-train_rewards = make_trainer(make_reward_model_objective(), 2e-2)
+train_rewards = make_trainer(make_reward_model_objective(), 2e-2, 240)
 reward_model = train_rewards(ScalarModel(tuned, jax.random.key(1)), preferences)
 
 
@@ -517,7 +517,7 @@ draw_bars(
 )
 print(f"KL(RLOO, π*) by draws {divergence(drawn_path[-1], OPTIMUM):.4f} nats, ", end="")
 print(f"by expectations {divergence(exact_path[-1], OPTIMUM):.5f}")
-assert divergence(drawn_path[-1], OPTIMUM) < 0.05
+assert divergence(drawn_path[-1], OPTIMUM) < 0.1 < divergence(reference, OPTIMUM)
 assert divergence(exact_path[-1], OPTIMUM) < 1e-3
 
 # %% [markdown]
@@ -598,7 +598,7 @@ log_reference = np.log(reference).astype(np.float32)
 preferences |= {"ref_log_probs": log_reference[ORDERED]}
 aligned = {}
 for loss in ("dpo", "ipo"):
-    trainer = make_trainer(make_preference(PreferenceConfig(loss, beta=BETA)), 1e-2)
+    trainer = make_trainer(make_preference(PreferenceConfig(loss, beta=BETA)), 1e-2, 120)
     aligned[loss] = distribution(trainer(tuned, preferences))
 
 # KTO's rows: an answer with its verdict, and beside it one to another prompt: here, the other one.
@@ -606,7 +606,7 @@ judged = {name: np.concatenate([x, x[:, ::-1]]) for name, x in preferences.items
 judged["weight"] = np.tile(preferences["weight"], 2)
 judged["desirable"] = np.repeat(np.float32([1, 0]), len(ORDERED))
 kto, kto_means = make_kto(KTOConfig(beta=BETA))
-trainer = make_trainer(kto, 1e-2, batch_means=kto_means)
+trainer = make_trainer(kto, 1e-2, 120, batch_means=kto_means)
 aligned["kto"] = distribution(trainer(tuned, judged))
 
 RATES = 1 / (1 + np.exp(REWARD[None] - REWARD[:, None]))  # how often the row beats the column
@@ -625,6 +625,7 @@ for name, policy in aligned.items():
 
 assert divergence(aligned["dpo"], OPTIMUM) < 0.01 < divergence(aligned["kto"], OPTIMUM)
 assert divergence(aligned["ipo"], ipo_optimum) < 0.01
+assert aligned["kto"][often_bad == 0].sum() < 0.02
 
 # %% [markdown]
 # ## 6. GRPO goes elsewhere
