@@ -26,27 +26,21 @@ from genai_jax.evaluation.starting_points import (
     StartingPoint,
     draw_model,
     read_model,
-    refuse_itself,
-    starting_point,
     trains,
 )
-from genai_jax.evaluation.text_runs import adopt
+from genai_jax.evaluation.tuning import TuningConfig, describe_training, open_tuning
 from genai_jax.models import lm
-from genai_jax.models.lora import count_trained, without_lora
-from genai_jax.nn.config import TransformerConfig
+from genai_jax.models.lora import without_lora
 from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.kto import KTOConfig, make_kto
 from genai_jax.objectives.preference import PreferenceConfig, make_preference
 from genai_jax.objectives.reference import make_reference_scorer
-from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.json_lines import write_atomically
-from genai_jax.training.optimizers import OptimizerConfig
-from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
-from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
 from genai_jax.training.setup import set_up_training
@@ -58,44 +52,31 @@ Loss = Literal["preference", "kto"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DpoConfig(RunConfig):
+class DpoConfig(TuningConfig):
     """A run of preference optimisation.
 
     Attributes:
         init: Folder of the model that it begins with, which is its reference too: a run of ours, or
             a model of Hugging Face's.
-        length: T, most tokens of a prompt and its answer.
         model: How the model computes (dtype, remat); the shape is that of `init`. Dropout would
             change the log-ratios, and there is none.
-        lora: The adapter; rank 0 trains all parameters.
         objective: preference (pairs of answers) or kto (answers that are good or bad by themselves;
             of pairs, the better and the other one).
         preference: Which loss on pairs.
         kto: How good and bad answers count.
         gold: The embedded preferences, which are learnt where `data` names no source.
-        data: Preferences of your own.
-        optimizer: How a gradient becomes an update.
-        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
+        data: Preferences of your own; of a ranking the best and the worst answer are taken.
     """
 
     workdir: str = "runs/lm_dpo"
-    init: str = ""
     steps: int = 300
     batch_size: int = 32
-    length: int = 128
-    ema_decay: float = 0.0
     evaluate_every: int = 100
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     objective: Loss = "preference"
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     kto: KTOConfig = field(default_factory=KTOConfig)
     gold: GoldConfig = field(default_factory=GoldConfig)
-    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
-    schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(1e-4, "linear", warmup_steps=20, final_fraction=0.0)
-    )
+    data: PreferenceDataConfig = field(default_factory=lambda: PreferenceDataConfig(answers=2))
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -104,6 +85,11 @@ class DpoConfig(RunConfig):
             raise ValueError(
                 "a log-ratio to the reference must be without dropout; got "
                 f"{self.model.dropout} and {self.model.attention_dropout}. Leave them at 0."
+            )
+        if self.data.answers != 2:
+            raise ValueError(
+                f"a preference loss takes two answers; got `data.answers` {self.data.answers}. "
+                "Leave it at 2, or train a reward model on rankings: lm_reward.py."
             )
         if self.reference == "adapter_off" and not self.lora.rank:
             raise ValueError(
@@ -156,12 +142,7 @@ PRESETS: dict[str, tuple[str, DpoConfig]] = {
 
 def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
     """Align; returns the exit code."""
-    refuse_itself(config.workdir, config.init)
-    point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = replace(config, model=adopt(config.model, point.shape, config.length))
-    with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
-    ) as run:
+    with open_tuning(config) as (config, run, point):
         load = load_judged if config.objective == "kto" else load_preferences
         data = load(
             config.data,
@@ -171,8 +152,7 @@ def run_dpo(config: DpoConfig, stop: StopRequest) -> int:
             **_embedded(config),
         )
         print(data.summary, flush=True)
-        run.require_identity({"data": data.content_digest, **point.identity})
-        point.keep(run)
+        point.settle(run, data=data.content_digest)
         return align(config, run, point, data, stop)
 
 
@@ -250,11 +230,8 @@ def align(
     mesh = make_mesh(config.fsdp)
     check_rows(config.batch_size, mesh, config.microbatches)
     state, train_step, (objective, means) = make_training(config, mesh)
-    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
     print(
-        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}; "
-        f"reference: {config.reference}",
-        flush=True,
+        f"{describe_training(state.model, config.lora)}; reference: {config.reference}", flush=True
     )
     data = with_reference(config, run, point, data, mesh)
     rows, size = data.validation, config.evaluation_rows

@@ -31,8 +31,8 @@ from genai_jax.rl.overoptimisation_plot import draw_curves
 from genai_jax.rl.prompts import TaskPrompts
 from genai_jax.rl.rollouts import RolloutConfig, draw_rollouts
 from genai_jax.training.json_lines import read_json_lines, write_atomically
+from genai_jax.training.parts import command_of, run_parts
 from genai_jax.training.run_directory import RunError
-from genai_jax.training.script import call_script
 
 _HERE = Path(__file__).resolve().parent
 _ANSWERS_AT_A_TIME = 256
@@ -157,12 +157,10 @@ def commands_of(config: LabConfig) -> dict[str, list[str]]:
         }
         name = config.learnt(beta).name
         plan[name] = ("lm_grpo.py", "rloo", {**learning, **_LEARNING}, config.learning)
-    commands = {}
-    for name, (script, preset, special, more) in plan.items():
-        flags = [x for flag, value in {**common, **special}.items() for x in (f"--{flag}", value)]
-        words = [sys.executable, _HERE / script, preset, *flags, *more.split()]
-        commands[name] = [str(word) for word in words]
-    return commands
+    return {
+        name: command_of(_HERE / script, preset, {**common, **special}, more)
+        for name, (script, preset, special, more) in plan.items()
+    }
 
 
 def run_lab(config: LabConfig) -> int:
@@ -170,11 +168,9 @@ def run_lab(config: LabConfig) -> int:
     config.at.mkdir(parents=True, exist_ok=True)
     if not config.init:
         write_demonstrations(config)
-    for name, command in commands_of(config).items():
-        print(f"\n=== {name}\n{' '.join(['python', *command[1:]])}", flush=True)
-        if code := call_script(command):
-            print(f"{name} ended with {code}; the same command again goes on.", file=sys.stderr)
-            return code
+    code, _ = run_parts(commands_of(config))
+    if code:
+        return code
     print("\n=== best of n", flush=True)
     scores = answer_often(config)
     curves = [best_of_n_curve(scores)]

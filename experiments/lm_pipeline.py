@@ -5,10 +5,7 @@ be given by hand. The same command again goes on where it was stopped.
 """
 
 import dataclasses
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -16,6 +13,7 @@ from pathlib import Path
 from genai_jax.command_line import parse_command_line
 from genai_jax.rl.stage_report import MeasureConfig, Stage, describe_stages, measure_stage
 from genai_jax.training.json_lines import write_atomically
+from genai_jax.training.parts import command_of, run_parts
 from genai_jax.training.run_directory import RunError
 
 _HERE = Path(__file__).resolve().parent
@@ -76,13 +74,11 @@ def commands_of(config: PipelineConfig) -> dict[str, list[str]]:
         plan[ppo_name(number)] = ("lm_ppo.py", "replies", flags, config.ppo)
     plan["dpo"] = ("lm_dpo.py", "dpo", {"init": at / "sft"}, config.dpo)
     plan["grpo"] = ("lm_grpo.py", "grpo", {"init": at / "sft"}, config.grpo)
-    commands = {}
-    for name, (script, preset, special, more) in plan.items():
-        common = {"workdir": at / name, "seed": config.seed, "cpu-devices": config.cpu_devices}
-        given = [x for flag, value in {**common, **special}.items() for x in (f"--{flag}", value)]
-        words = [sys.executable, _HERE / script, preset, *given, *more.split()]
-        commands[name] = [str(word) for word in words]
-    return commands
+    common = {"seed": config.seed, "cpu-devices": config.cpu_devices}
+    return {
+        name: command_of(_HERE / script, preset, {"workdir": at / name, **common, **special}, more)
+        for name, (script, preset, special, more) in plan.items()
+    }
 
 
 def ppo_name(number: int) -> str:
@@ -92,32 +88,13 @@ def ppo_name(number: int) -> str:
 
 def run_pipeline(config: PipelineConfig) -> int:
     """Run every stage that is not finished, and report; returns the exit code."""
-    seconds = {}
-    for name, command in commands_of(config).items():
-        print(f"\n=== {name}\n{' '.join(['python', *command[1:]])}", flush=True)
-        began = time.monotonic()
-        code = _call(command)
-        seconds[name] = time.monotonic() - began
-        if code:
-            print(
-                f"{name} ended with {code}; the same command again goes on there.",
-                file=sys.stderr,
-            )
-            return code
+    code, seconds = run_parts(commands_of(config))
+    if code:
+        return code
     text = report(config)
     took = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items())
     print(f"\n=== report\n{text}\n\ntook: {took}; in all {sum(seconds.values()):.0f} s")
     return 0
-
-
-def _call(command: list[str]) -> int:
-    """Run a stage; Ctrl-C is for it, since it knows how to stop."""
-    process = subprocess.Popen(command)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once the stage has not inherited it
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def report(config: PipelineConfig) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from dataclasses import field, replace
+from dataclasses import field
 
 import jax
 import numpy as np
@@ -28,26 +28,19 @@ from genai_jax.evaluation.reward_runs import (
 from genai_jax.evaluation.starting_points import (
     StartingPoint,
     read_model,
-    refuse_itself,
-    starting_point,
     trains,
 )
 from genai_jax.evaluation.text_report import kept_text
-from genai_jax.evaluation.text_runs import adopt
+from genai_jax.evaluation.tuning import TuningConfig, describe_training, open_tuning
 from genai_jax.models import lm
 from genai_jax.models.heads import ScalarModel, rescaled
-from genai_jax.models.lora import count_trained
-from genai_jax.nn.config import TransformerConfig
-from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_model_objective
-from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.optimizers import OptimizerConfig
-from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
-from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
 from genai_jax.training.setup import set_up_training
@@ -57,31 +50,19 @@ from genai_jax.training.step import check_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig(RunConfig):
+class RewardConfig(TuningConfig):
     """A run of a reward model.
 
     Attributes:
-        init: Folder of the model that it begins with, usually the one that was fine-tuned: a run of
-            ours, or a model of Hugging Face's.
-        length: T, most tokens of a prompt and its answer.
-        model: How the model computes (dtype, remat, dropout); the shape is that of `init`.
-        lora: The adapter; rank 0 trains all parameters.
         reward_loss: How rankings are read.
         gold: The embedded preferences, which are learnt where `data` names no source.
         data: Preferences of your own.
-        optimizer: How a gradient becomes an update.
-        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
     """
 
     workdir: str = "runs/lm_reward"
-    init: str = ""
     steps: int = 500
     batch_size: int = 32
-    length: int = 128
-    ema_decay: float = 0.0
     evaluate_every: int = 250
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     reward_loss: RewardLossConfig = field(default_factory=RewardLossConfig)
     gold: GoldConfig = field(default_factory=GoldConfig)
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
@@ -115,12 +96,7 @@ PRESETS: dict[str, tuple[str, RewardConfig]] = {
 
 def run_reward(config: RewardConfig, stop: StopRequest) -> int:
     """Train a reward model; returns the exit code."""
-    refuse_itself(config.workdir, config.init)
-    point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = replace(config, model=adopt(config.model, point.shape, config.length))
-    with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
-    ) as run:
+    with open_tuning(config) as (config, run, point):
         data = load_preferences(
             config.data,
             point.renderer,
@@ -129,8 +105,7 @@ def run_reward(config: RewardConfig, stop: StopRequest) -> int:
             preferences=gold_sides(config.gold, config.seed) if config.on_gold else None,
         )
         print(data.summary, flush=True)
-        run.require_identity({"data": data.content_digest, **point.identity})
-        point.keep(run)
+        point.settle(run, data=data.content_digest)
         return train_reward(config, run, point, data, stop)
 
 
@@ -155,11 +130,7 @@ def train_reward(
         **lm.GROUPS,
         trains=trains(config.lora),
     )
-    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
-    print(
-        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}",
-        flush=True,
-    )
+    print(describe_training(state.model, config.lora), flush=True)
     measure = make_evaluator(objective, mesh, data.validation, config.evaluation_rows)
     train_rows = data.train.in_order()
     rewards_of = make_reward_reader(mesh, train_rows, config.evaluation_rows)

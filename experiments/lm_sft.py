@@ -14,27 +14,22 @@ from genai_jax.evaluation.evaluator import make_evaluator
 from genai_jax.evaluation.starting_points import (
     StartingPoint,
     draw_model,
-    fresh_start,
     read_model,
-    refuse_itself,
-    starting_point,
     trains,
 )
-from genai_jax.evaluation.task_accuracy import measure_tasks
-from genai_jax.evaluation.text_runs import adopt
+from genai_jax.evaluation.task_accuracy import Answered, accuracies, answer_tasks, show_answers
+from genai_jax.evaluation.tuning import TuningConfig, describe_training, open_tuning
 from genai_jax.models import lm
-from genai_jax.models.lora import count_trained, merge_lora
+from genai_jax.models.lora import merge_lora
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
 from genai_jax.objectives.next_token import next_token
-from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
-from genai_jax.training.fit import fit
+from genai_jax.training.fit import Say, fit
 from genai_jax.training.initialise import Initial, begin_with
 from genai_jax.training.optimizers import OptimizerConfig
-from genai_jax.training.run_config import OBSERVATIONAL, RunConfig
-from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.schedules import ScheduleConfig
 from genai_jax.training.script import run_script
 from genai_jax.training.setup import set_up_training
@@ -44,33 +39,25 @@ from genai_jax.training.step import check_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(RunConfig):
+class SftConfig(TuningConfig):
     """A run of supervised fine-tuning.
 
     Attributes:
         init: Folder of the model that the run begins with: a run of ours, or a model of Hugging
-            Face's, whose shape, tokenizer and chat template are taken; none draws parameters and
-            reads bytes.
-        length: T, tokens of a row.
+            Face's. Its shape, its tokenizer and its chat template are taken; without one parameters
+            are drawn, and bytes are read.
         model: How the model computes (dtype, remat, dropout); its shape too where it is drawn.
-        lora: The adapter; rank 0 trains all parameters.
         tasks: The embedded tasks, which are learnt where `data` names no source.
         data: Demonstrations of your own.
-        optimizer: How a gradient becomes an update.
-        schedule: The learning rate over the run; a warm-up of more than half of it is shortened.
         answer_tokens: Most tokens of an answer when tasks are measured.
     """
 
     workdir: str = "runs/lm_sft"
-    init: str = ""
     steps: int = 1200
     batch_size: int = 16
-    length: int = 128
-    ema_decay: float = 0.0
     evaluate_every: int = 400
     evaluation_rows: int = 32
     model: TransformerConfig = lm.TASKS
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     tasks: TaskConfig = field(default_factory=TaskConfig)
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     optimizer: OptimizerConfig = field(
@@ -81,17 +68,13 @@ class SftConfig(RunConfig):
     )
     answer_tokens: int = 48
 
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        super().__post_init__()
-        if self.length < 2:
-            raise ValueError(f"`length` must be at least 2; got {self.length}.")
-
     @property
     def on_tasks(self) -> bool:
         """Whether it learns the embedded tasks."""
         return not self.data.all_sources
 
+
+_SHOWN = 6  # answers, on the console
 
 _GENTLE = SftConfig(
     workdir="runs/tuned",
@@ -125,13 +108,7 @@ PRESETS: dict[str, tuple[str, SftConfig]] = {
 
 def run_sft(config: SftConfig, stop: StopRequest) -> int:
     """Fine-tune; returns the exit code."""
-    begun = "" if config.overwrite else config.workdir
-    refuse_itself(config.workdir, config.init)
-    point = starting_point(config.init, begun) if config.init else fresh_start(config.model)
-    config = replace(config, model=adopt(config.model, point.shape, config.length))
-    with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
-    ) as run:
+    with open_tuning(config, may_be_drawn=True) as (config, run, point):
         data = load_examples(
             config.data,
             point.renderer,
@@ -140,8 +117,7 @@ def run_sft(config: SftConfig, stop: StopRequest) -> int:
             examples=task_examples(config.tasks, config.seed) if config.on_tasks else None,
         )
         print(data.summary, flush=True)
-        run.require_identity({"data": data.content_digest, **point.identity})
-        point.keep(run)
+        point.settle(run, data=data.content_digest)
         return fine_tune(config, run, point, data, stop)
 
 
@@ -161,14 +137,10 @@ def fine_tune(
         **lm.GROUPS,
         trains=trains(config.lora),
     )
-    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
-    print(
-        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}, "
-        f"mesh {dict(mesh.shape)}",
-        flush=True,
-    )
+    print(describe_training(state.model, config.lora), flush=True)
     loss_of = make_evaluator(next_token, mesh, data.validation, config.evaluation_rows)
     measured = held_out_tasks(config.tasks) if config.on_tasks else {}
+    answered: dict[str, list[Answered]] = {}
 
     def begin(state: TrainState) -> tuple[TrainState, Initial]:
         assert point.source is not None
@@ -180,15 +152,21 @@ def fine_tune(
         values = loss_of(model, stop.check) if len(data.validation) else {}
         merged = jax.jit(merge_lora)(model) if config.lora.rank else model
         for difficulty, tasks in measured.items():
-            shares = measure_tasks(
+            answered[difficulty] = answer_tasks(
                 merged,
                 point.renderer,
                 tasks,
                 max_tokens=config.answer_tokens,
                 check=stop.check,
             )
+            shares = accuracies(answered[difficulty])
             values |= {f"{difficulty}/{name}": share for name, share in shares.items()}
         return values
+
+    def sample(state: TrainState, say: Say) -> dict[str, str]:
+        """Show what was measured just before."""
+        say(show_answers(answered["easy"], most=_SHOWN))
+        return {".txt": "\n".join(show_answers(each) for each in answered.values()) + "\n"}
 
     _, exit_code = fit(
         config,
@@ -198,6 +176,7 @@ def fine_tune(
         Loader(data.train, config.batch_size, sharding=batch_sharding(mesh)),
         stop=stop,
         evaluate=evaluate,
+        sample=sample if measured else None,
         unit="tokens",
         units_per_row=config.length,
         flops_per_unit=lm.flops_per_token(config.model, config.length),

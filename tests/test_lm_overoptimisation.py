@@ -11,6 +11,7 @@ from experiments.lm_overoptimisation import LabConfig, Scores, best_of_n_curve, 
 from genai_jax.command_line import parse_command_line
 from genai_jax.rl.best_of_n import kl_bound
 from genai_jax.rl.overoptimisation import best_of_n_estimates
+from genai_jax.training import parts
 from genai_jax.training.json_lines import read_json_lines
 
 SCRIPTS = {"lm_sft.py": lm_sft, "lm_reward.py": lm_reward, "lm_grpo.py": lm_grpo}
@@ -40,7 +41,7 @@ def lab(tmp_path_factory):
 
     def call(*flags):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lm_overoptimisation, "call_script", called_here)
+            patch.setattr(parts, "call_script", called_here)
             patch.setattr(sys, "argv", ["lab", "--workdir", str(workdir), *TINY, *flags])
             return lm_overoptimisation.main()
 

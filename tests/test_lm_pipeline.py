@@ -9,6 +9,7 @@ import pytest
 
 from experiments import lm_pipeline
 from genai_jax.rl.stage_report import Stage, describe_stages, measure_stage
+from genai_jax.training import parts
 
 TINY = {
     "pretrain": "--steps 2 --batch-size 8 --evaluation-rows 8 --sample-tokens 0 --length 96 "
@@ -51,7 +52,7 @@ def finished(tmp_path_factory, called):
     flags[0] += f" --data.path {corpus}/*.txt"  # the embedded sentences take a while to read
     words = ["lm_pipeline.py", "--workdir", str(workdir), "--cpu-devices", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm_pipeline, "_call", call)
+        patch.setattr(parts, "call_script", call)
         patch.setattr(sys, "argv", [*words, *flags, *MEASURE.split()])
         assert lm_pipeline.main() == 0
     return workdir
@@ -111,7 +112,7 @@ def test_numbers_stand_in_the_table():
 
 
 def test_a_stage_that_fails_ends_the_pipeline(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lm_pipeline, "_call", lambda command: 130)
+    monkeypatch.setattr(parts, "call_script", lambda command: 130)
     monkeypatch.setattr(sys, "argv", ["lm_pipeline.py", "--workdir", str(tmp_path)])
     assert lm_pipeline.main() == 130
     assert (

@@ -1,6 +1,5 @@
 """What a run of post-training begins with: a language model, what it reads, and how it is asked."""
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -12,9 +11,8 @@ from genai_jax.data.chat_templates import load_chat_template
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat, save_chat_template
 from genai_jax.data.pretrained_tokenizers import load_pretrained_tokenizer
-from genai_jax.data.saved_tokenizers import load_tokenizer
 from genai_jax.data.tokenizers import ByteTokenizer, Tokenizer
-from genai_jax.evaluation.text_runs import init_source, is_pretrained
+from genai_jax.evaluation.text_runs import init_source, is_pretrained, reading_of_run
 from genai_jax.interop.origin import load_origin
 from genai_jax.interop.pretrained import PretrainedFolder
 from genai_jax.models.lm import LanguageModel, fit_vocabulary
@@ -24,7 +22,6 @@ from genai_jax.nn.lora import LoraConfig
 from genai_jax.training.initialise import Initial, Source
 from genai_jax.training.partition import Trains
 from genai_jax.training.run_directory import RunDirectory, RunError, read_run
-from genai_jax.training.saved_config import from_json
 
 
 class StartingPoint(NamedTuple):
@@ -47,13 +44,18 @@ class StartingPoint(NamedTuple):
         """What it reads with."""
         return self.renderer.tokenizer
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """Digests of what it reads with, for the identity of a run."""
-        return {"tokenizer": self.tokenizer.digest, "chat": self.renderer.digest}
+    def settle(self, run: RunDirectory, **identity: str) -> None:
+        """Bind a run to what it learns from, and write what must be known to go on with it.
 
-    def keep(self, run: RunDirectory) -> None:
-        """Write into a run what must be known to go on, and to talk with its model."""
+        Args:
+            run: That has been opened.
+            identity: Digests by name, beside those of what it reads with.
+
+        Raises:
+            RunError: If it was begun with something else.
+        """
+        reading = {"tokenizer": self.tokenizer.digest, "chat": self.renderer.digest}
+        run.require_identity({**identity, **reading})
         if not run.folder("tokenizer").exists():
             self.tokenizer.save(run.folder("tokenizer"))
         if not run.folder("chat").exists():
@@ -150,7 +152,9 @@ def read_model(source: Source, like: LanguageModel, lora: LoraConfig, seed: int)
     """
     initial = source(without_lora(like))
     key = jax.random.fold_in(jax.random.key(seed), crc32(b"lora"))
-    model = add_lora(initial.model, lora, key)
+    model = initial.model
+    if lora.rank:  # in one program instead of one for each array
+        model = jax.jit(lambda base: add_lora(base, lora, key))(model)
     placed = jax.tree.map(lambda x, wanted: jax.device_put(x, wanted.sharding), model, like)
     return initial._replace(model=placed)
 
@@ -163,13 +167,6 @@ def trains(lora: LoraConfig) -> Trains:
 
 
 def _of_run(path: Path, init: str, source: Source) -> StartingPoint:
-    config, _ = read_run(path)
-    if "model" not in config:
-        raise RunError(f"--init must be a run of a language model; {path} is another.")
-    tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
-    shape = from_json(TransformerConfig, config["model"])
-    shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
-    chat = load_chat_template(path / "chat")
-    if chat is None and origin is not None:
-        chat = load_chat_template(origin.folder)
-    return StartingPoint(shape, make_chat_renderer(tokenizer, chat), source, init)
+    found = reading_of_run(path)
+    renderer = make_chat_renderer(found.tokenizer, found.chat)
+    return StartingPoint(found.shape, renderer, source, init)

@@ -118,8 +118,8 @@ def measure_tasks(
     return accuracies(answer_tasks(model, renderer, tasks, max_tokens=max_tokens, check=check))
 
 
-def show_answers(answered: Sequence[Answered], most: int = 6) -> str:
-    """Show some tasks with their answers, for people."""
+def show_answers(answered: Sequence[Answered], most: int | None = None) -> str:
+    """Show tasks with their answers, all or the first, for people."""
     lines = []
     for each in answered[:most]:
         mark = "right" if each.grades[0] == 1.0 else f"wrong, it is {each.task.answer!r}"

@@ -48,6 +48,7 @@ class TextModel:
         origin: Of the folder of Hugging Face's that it began as; None if it did not.
         chat: What turns conversations into what it reads: what a run was tuned with (`chat/`), or
             what came with that folder; None where there is none.
+        step: Completed updates, of a run.
     """
 
     model: LanguageModel
@@ -55,6 +56,7 @@ class TextModel:
     about: str
     origin: Origin | None = None
     chat: ChatTemplate | None = None
+    step: int = 0
 
     def chat_template(self) -> ChatTemplate:
         """Give its chat template.
@@ -117,17 +119,52 @@ def describe_folder(folder: str, source: PretrainedFolder) -> str:
     return f"{folder}, {source.family.model_type}, {count:,} parameters in {kind}"
 
 
-def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None = None) -> TextModel:
-    """Load the language model of a run, stored and computed as another configuration says."""
+class Reading(NamedTuple):
+    """What a run of a language model has beside its parameters.
+
+    Attributes:
+        path: Of the run.
+        shape: Of the model.
+        tokenizer: What it reads with.
+        origin: Of the folder of Hugging Face's that it began as.
+        chat: What it was tuned with; else what came with what it began as.
+    """
+
+    path: Path
+    shape: TransformerConfig
+    tokenizer: Tokenizer
+    origin: Origin | None
+    chat: ChatTemplate | None
+
+    def text_model(self, model: LanguageModel, step: int) -> TextModel:
+        """Put parameters to it."""
+        about = f"{self.path}, step {step}"
+        return TextModel(model, self.tokenizer, about, self.origin, self.chat, step)
+
+
+def reading_of_run(path: Path) -> Reading:
+    """Read all of a run of a language model but its parameters.
+
+    Raises:
+        RunError: If there is no run, or it is of another kind.
+    """
     config, _ = read_run(path)
+    if "model" not in config:
+        raise RunError(f"a run must be of a language model here; {path} is of another kind.")
     tokenizer, origin = load_tokenizer(path / "tokenizer"), load_origin(path / "origin")
-    # What it was tuned with, in this run; else what came with what it began as.
     chat = load_chat_template(path / "chat")
     if chat is None and origin is not None:
         chat = load_chat_template(origin.folder)
     shape = from_json(TransformerConfig, config["model"])
     shape = dataclasses.replace(shape, vocab_size=shape.vocab_size or tokenizer.vocab_size)
-    shape = computed or shape
+    return Reading(path, shape, tokenizer, origin, chat)
+
+
+def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None = None) -> TextModel:
+    """Load the language model of a run, stored and computed as another configuration says."""
+    config, _ = read_run(path)
+    reading = reading_of_run(path)
+    shape = computed or reading.shape
     lora = from_json(LoraConfig, config["lora"]) if "lora" in config else LoraConfig(rank=0)
     part = "ema" if sigma_rel or config["ema_decay"] else "model"
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -146,7 +183,7 @@ def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None =
     like = map_named(stored, model)
     if sigma_rel:
         made = reconstruct(path / "ema", like, sigma_rel)
-        return TextModel(made.model, tokenizer, f"{path}, step {made.step}", origin, chat)
+        return reading.text_model(made.model, made.step)
     found = load_part(path / "checkpoints", {part: _nested(inner, like)})
     if found is None:
         raise RunError(
@@ -159,7 +196,7 @@ def _load_run(path: Path, sigma_rel: float, computed: TransformerConfig | None =
         model = model[name]
     if lora.rank:
         model = jax.jit(merge_lora)(model)
-    return TextModel(model, tokenizer, f"{path}, step {step}", origin, chat)
+    return reading.text_model(model, step)
 
 
 def _place_of(path: Path, arrays: Mapping[str, Any], part: str) -> tuple[str, ...]:
@@ -197,11 +234,10 @@ def _load_policy(folder: str, like: PyTree) -> Initial:
     if not inner and not config.get("lora", {}).get("rank"):
         return load_initial(folder, like)
     found = _load_run(path, 0.0, like.config)
-    step = int(found.about.rsplit(" ", 1)[1])
     placed = jax.tree.map(
         lambda x, wanted: jax.device_put(x.astype(wanted.dtype), wanted.sharding), found.model, like
     )
-    digest = digest_of_part(path / "checkpoints", step, "/".join((part, *inner)))
+    digest = digest_of_part(path / "checkpoints", found.step, "/".join((part, *inner)))
     return Initial(placed, found.about, digest)
 
 

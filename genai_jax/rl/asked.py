@@ -20,7 +20,7 @@ from genai_jax.rl.experience import Prompts
 from genai_jax.rl.learned_reward import LearnedReward
 from genai_jax.rl.policy_config import PolicyConfig
 from genai_jax.rl.prompts import ConversationPrompts, TaskPrompts
-from genai_jax.rl.rewards import Reward, Sample, length_penalty, mixture, per_sample
+from genai_jax.rl.rewards import Reward, graded, length_penalty, mixture, per_sample
 
 _HELD_OUT = 0.1  # of prompts of one's own
 
@@ -91,13 +91,11 @@ def _check_lengths(config: PolicyConfig, lengths: list[int]) -> None:
         )
 
 
-def grade_answer(sample: Sample) -> float:
+def grade_answer(task: Task | str, answer: str) -> float:
     """Grade an answer: by its task's grader, or by being the right answer of the prompt."""
-    if not sample.ended:
-        return 0.0
-    if isinstance(sample.task, Task):
-        return grade(sample.task, sample.answer)
-    return float(sample.answer.strip() == str(sample.task).strip())
+    if isinstance(task, Task):
+        return grade(task, answer)
+    return float(answer.strip() == task.strip())
 
 
 def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRenderer) -> Reward:
@@ -114,7 +112,7 @@ def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRen
     parts: dict[str, tuple[float, Reward]] = {}
     weights = config.rewards
     if weights.grade:
-        parts["grade"] = (weights.grade, per_sample(grade_answer))
+        parts["grade"] = (weights.grade, graded(grade_answer))
     if judge is not None:
         check_same_reading(judge, renderer)
         if judge.model.config.max_length < config.length:

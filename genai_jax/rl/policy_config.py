@@ -6,17 +6,14 @@ from dataclasses import field
 from typing import Literal
 
 from genai_jax.data.tasks.task_sets import TaskConfig
-from genai_jax.nn.config import TransformerConfig
-from genai_jax.nn.lora import LoraConfig
+from genai_jax.evaluation.tuning import TuningConfig
 from genai_jax.objectives.policy_gradient import PolicyLossConfig
 from genai_jax.rl.algorithms import Algorithm
 from genai_jax.rl.kl_control import KLControl
 from genai_jax.rl.rewards import RewardPolicy
 from genai_jax.rl.rollouts import RolloutConfig
 from genai_jax.rl.targets import AdvantageConfig
-from genai_jax.training.optimizers import OptimizerConfig
 from genai_jax.training.passes import Passes
-from genai_jax.training.run_config import RunConfig
 from genai_jax.training.schedules import ScheduleConfig
 
 
@@ -47,7 +44,7 @@ class RewardWeights:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyConfig(RunConfig):
+class PolicyConfig(TuningConfig):
     """A run of reinforcement learning.
 
     A step draws `rollouts.prompts` times `rollouts.group` answers, and makes `passes.epochs` times
@@ -61,10 +58,8 @@ class PolicyConfig(RunConfig):
         steps: Batches of answers in all; each is good for several updates.
         batch_size: Answers of a step, which the rollouts say.
         ema_decay: No average is kept: what writes is what trains.
-        length: T, most tokens of a prompt and its answer.
         model: How the model computes (dtype, remat); the shape is that of `init`. Dropout would
             change the ratios, and there is none.
-        lora: The adapter; rank 0 trains all parameters.
         ask: Prompts: tasks (the embedded ones), replies (those of the embedded preferences), or
             data (your own).
         tasks: Which of the embedded tasks.
@@ -77,23 +72,17 @@ class PolicyConfig(RunConfig):
         loss: Of the policy, and of its critic.
         kl: How much a nat away from the reference costs.
         passes: Updates of a step.
-        optimizer: How a gradient becomes an update.
-        schedule: The learning rate over all updates.
         measured: Prompts that are held out, answered and measured at each evaluation.
     """
 
     workdir: str = "runs/policy"
-    init: str = ""
     reward_model: str = ""
     steps: int = 100
     batch_size: int = field(init=False, default=0)
-    length: int = 128
     ema_decay: float = field(init=False, default=0.0)
     evaluate_every: int = 20
     save_every: int = 20
     log_every: int = 5
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=0))
     ask: Literal["tasks", "replies", "data"] = "tasks"
     tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.8))
     data: str = ""
@@ -105,7 +94,6 @@ class PolicyConfig(RunConfig):
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     kl: KLControl = field(default_factory=KLControl)
     passes: Passes = field(default_factory=Passes)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(1e-4, "linear", warmup_steps=10, final_fraction=0.1)
     )

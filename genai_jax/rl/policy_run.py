@@ -18,29 +18,26 @@ from genai_jax.evaluation.starting_points import (
     StartingPoint,
     draw_model,
     read_model,
-    refuse_itself,
-    starting_point,
     trains,
 )
 from genai_jax.evaluation.text_runs import adopt
+from genai_jax.evaluation.tuning import describe_training, open_tuning
 from genai_jax.models import lm
 from genai_jax.models.heads import ActorCritic, ScalarModel
 from genai_jax.models.lm import LanguageModel
-from genai_jax.models.lora import count_trained, with_base, without_lora
+from genai_jax.models.lora import with_base, without_lora
 from genai_jax.objectives.policy_gradient import make_policy_gradient
 from genai_jax.objectives.row_metrics import WithRowMetrics
-from genai_jax.parallel.cpu_devices import describe_devices
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.rl.algorithms import optimum_of
-from genai_jax.rl.asked import load_prompts, make_reward
+from genai_jax.rl.asked import Asked, load_prompts, make_reward
 from genai_jax.rl.experience import Experience, make_on_policy_check
 from genai_jax.rl.kl_control import first_context, make_next_context
 from genai_jax.rl.measured import Measured
 from genai_jax.rl.policy_config import PolicyConfig
 from genai_jax.training.fit import fit
 from genai_jax.training.initialise import Initial, begin_with
-from genai_jax.training.run_config import OBSERVATIONAL
-from genai_jax.training.run_directory import RunDirectory, open_run
+from genai_jax.training.run_directory import RunDirectory
 from genai_jax.training.setup import set_up_training
 from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, abstract_like
@@ -54,18 +51,12 @@ def run_policy(config: PolicyConfig, stop: StopRequest) -> int:
             "a weight on the reward model needs one; got none. Give --reward-model FOLDER, a run "
             "of lm_reward.py, or --rewards.model 0."
         )
-    refuse_itself(config.workdir, config.init, config.reward_model)
-    point = starting_point(config.init, "" if config.overwrite else config.workdir)
-    config = dataclasses.replace(config, model=adopt(config.model, point.shape, config.length))
     judge = load_reward_run(config.reward_model) if config.reward_model else None
-    with open_run(
-        config.workdir, config, overwrite=config.overwrite, observational=OBSERVATIONAL
-    ) as run:
+    with open_tuning(config, config.reward_model) as (config, run, point):
         asked = load_prompts(config, point.renderer)
-        identity = {"prompts": asked.digest, **point.identity}
-        run.require_identity(identity | ({"judge": judge.digest} if judge else {}))
-        point.keep(run)
-        return train_policy(config, run, point, judge, stop)
+        judged = {"judge": judge.digest} if judge else {}
+        point.settle(run, prompts=asked.digest, **judged)
+        return train_policy(config, run, point, asked, judge, stop)
 
 
 def make_training(config: PolicyConfig, mesh: Mesh) -> tuple[TrainState, TrainStep]:
@@ -124,7 +115,9 @@ def begin(
             trunk = with_base(fresh.trunk, without_lora(initial.model))
         critic = ScalarModel(trunk, jax.random.key(0), init_std=0.0)
         model = ActorCritic(initial.model, critic)
-        model = jax.tree.map(lambda x, w: jax.device_put(jnp.copy(x), w.sharding), model, like)
+        model = jax.tree.map(
+            lambda x, w: jax.device_put(jnp.array(x, w.dtype), w.sharding), model, like
+        )
     state = begin_with(state, model)
     if "reference" in state.context:
         reference = jax.tree.map(jnp.copy, initial.model)
@@ -154,6 +147,7 @@ def train_policy(
     config: PolicyConfig,
     run: RunDirectory,
     point: StartingPoint,
+    asked: Asked,
     judge: RewardRun | None,
     stop: StopRequest,
 ) -> int:
@@ -161,13 +155,11 @@ def train_policy(
     mesh = make_mesh(config.fsdp)
     check_answers(config, mesh)
     state, train_step = make_training(config, mesh)
-    trained, whole = count_trained(state.model, trains(config.lora) or (lambda name: True))
     print(
-        f"model: {whole:,} parameters, of which {trained:,} train, on {describe_devices()}\n"
+        f"{describe_training(state.model, config.lora)}\n"
         f"{optimum_of(config.algorithm, config.kl.beta)}",
         flush=True,
     )
-    asked = load_prompts(config, point.renderer)
     experience = Experience(
         prompts=asked.train,
         config=config.rollouts,

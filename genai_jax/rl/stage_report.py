@@ -21,6 +21,7 @@ from genai_jax.evaluation.text_runs import TextModel, load_text_model
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.rl.prompts import TaskPrompts
 from genai_jax.rl.rollouts import RolloutConfig, draw_rollouts, make_scorer, rollout_rows
+from genai_jax.training.initialise import digest_of_part
 from genai_jax.training.json_lines import write_atomically
 
 _SEED = 0  # of prompts and noise: the same for every stage
@@ -48,8 +49,9 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}.")
+            least = 2 if name == "replies" else 1  # of one there is no error of the mean
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
 
 
 class Stage(NamedTuple):
@@ -91,7 +93,8 @@ def measure_stage(
         check: Is called every few tokens; may raise, to give up.
     """
     text, before = load_text_model(folder), load_text_model(reference)
-    key = json.dumps([text.about, before.about, dataclasses.asdict(config)])
+    which = [_which(folder, text), _which(reference, before)]
+    key = json.dumps([which, dataclasses.asdict(config)])
     kept = Path(folder) / "samples" / "measured.json"
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -101,6 +104,11 @@ def measure_stage(
     kept.parent.mkdir(exist_ok=True)
     write_atomically(kept, json.dumps({"of": key, **stage._asdict()}, indent=1) + "\n")
     return stage
+
+
+def _which(folder: str, text: TextModel) -> str:
+    """Say which parameters these are, by a checksum."""
+    return digest_of_part(Path(folder) / "checkpoints", text.step, "model")
 
 
 def _measure(
@@ -161,7 +169,7 @@ def _measure(
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
     """Give the mean and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / max(1, len(values)) ** 0.5)
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def describe_stages(stages: Mapping[str, Stage]) -> str:

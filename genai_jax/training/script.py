@@ -1,9 +1,7 @@
 """What every script that trains does around its run: memory, devices, Ctrl-C, errors in a line."""
 
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from genai_jax.parallel.cpu_devices import cores_that_divide, split_cpu
@@ -18,8 +16,8 @@ Config = TypeVar("Config", bound=RunConfig)
 def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int:
     """Call `run` with devices made of the CPU, and with what Ctrl-C asks for.
 
-    Where `run` is of the script that was started, and not of a module that was imported, it may be
-    started again: `restart_with_huge_pages`.
+    Where it is called by the script that was started, and not by a module that was imported, that
+    may be started again: `restart_with_huge_pages`.
 
     Args:
         config: What the command line said.
@@ -28,7 +26,7 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     Returns:
         The exit code of the process: 2 where the run was refused, for a reason that was printed.
     """
-    if run.__module__ == "__main__":
+    if sys._getframe(1).f_globals.get("__name__") == "__main__":
         restart_with_huge_pages()
     together = config.rows_at_once, config.evaluation_rows
     split_cpu(config.cpu_devices or cores_that_divide(*together))
@@ -44,20 +42,3 @@ def run_script(config: Config, run: Callable[[Config, StopRequest], int]) -> int
     except (RunError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2
-
-
-def call_script(command: Sequence[str]) -> int:
-    """Run a script as a part of another; Ctrl-C is for it, since it knows how to stop.
-
-    Args:
-        command: Its words.
-
-    Returns:
-        Its exit code.
-    """
-    process = subprocess.Popen(command)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once the part has not inherited it
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)

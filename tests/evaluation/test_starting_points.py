@@ -78,7 +78,9 @@ def test_where_a_model_came_from_is_known_after_any_number_of_runs(tmp_path):
     Origin(source, "{}", "model.", {"x": "BF16"}, layout).save(tmp_path / "0" / "origin")
     for number in range(2):
         with open_run(tmp_path / f"{number + 1}", {}) as run:
-            fresh_start(TransformerConfig())._replace(folder=str(tmp_path / f"{number}")).keep(run)
+            fresh_start(TransformerConfig())._replace(folder=str(tmp_path / f"{number}")).settle(
+                run
+            )
     found = load_origin(tmp_path / "2" / "origin")
     assert found is not None and found.dtypes == {"x": "BF16"} and found.layout == layout
     assert (tmp_path / "2" / "origin" / "LICENSE").read_text() == "free"

@@ -124,15 +124,11 @@ def test_what_leaves_no_room_is_refused_before_the_run(own):
 
 def test_answers_are_graded_by_their_task_or_by_being_right():
     (task,) = [p.task for p in load_prompts(PolicyConfig(), CHAT).train.take(0, 1)]
-    assert grade_answer(sample(task.answer, task)) == 1
-    assert grade_answer(sample(task.answer, task, ended=False)) == 0
-    assert grade_answer(sample("neither", task)) < 1
-    assert [grade_answer(sample(text, "b c")) for text in ("b c", " b c\n", "b", "")] == [
-        1,
-        1,
-        0,
-        0,
-    ]
+    assert grade_answer(task, task.answer) == 1
+    assert grade_answer(task, "neither") < 1
+    assert [grade_answer("b c", text) for text in ("b c", " b c\n", "b", "")] == [1, 1, 0, 0]
+    reward = make_reward(PolicyConfig(), None, CHAT)
+    assert reward([sample(task.answer, task), sample(task.answer, task, ended=False)]) == [1, 0]
 
 
 def test_an_answer_earns_the_sum_of_what_was_asked_for():

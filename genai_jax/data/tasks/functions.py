@@ -85,7 +85,9 @@ _STATEMENTS = ("For {what}, write {answer}", "f(x) is {what}: {answer}")
 def _draw(draws: Draws, difficulty: Difficulty) -> Question:
     kind = draws.choose(_KINDS[difficulty])
     a, b, c = (*(draws.choose(options) for options in kind.constants), 0, 0)[:3]
-    inputs = (*_INPUTS, c - 1, c, c + 1) if len(kind.constants) == 3 else _INPUTS
+    # Beside what is asked of all: both sides of where a condition, or a maximum, changes over.
+    turns = (c - 1, c, c + 1) if len(kind.constants) == 3 else (b // a, b // a + 1)
+    inputs = (*_INPUTS, *turns)
     shown = {f"y{x}": kind.value(x, a, b, c) for x in kind.shown}
     what = kind.words.format(a=a, b=b, c=c, **shown)
     answer = f"def f(x): return {kind.code.format(a=a, b=b, c=c)}"
@@ -99,7 +101,7 @@ def _draw(draws: Draws, difficulty: Difficulty) -> Question:
 
 
 def share_of_tests(task: Task, text: str) -> float:
-    """Compute the share of the hidden tests that a program passes, which are at least 13.
+    """Compute the share of the hidden tests that a program passes, which are at least 15.
 
     Args:
         task: With tests, (arguments, value), as its checks.
