@@ -1,5 +1,6 @@
 """All stages from random weights to the table, tiny, and in this process."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -92,7 +93,10 @@ def test_what_was_measured_is_read_again(finished, monkeypatch):
     folder = str(finished / "dpo")
     monkeypatch.setattr(room, "_measure", None)
     again = measure_stage(folder, str(finished / "sft"), config)
-    assert again.gold <= 3.0
+    kept = json.loads((finished / "dpo" / "samples" / "measured.json").read_text())
+    assert (again.gold, again.kl) == (kept["gold"], kept["kl"])
+    with pytest.raises(TypeError):  # of other functions nothing is kept: they would be measured
+        measure_stage(folder, str(finished / "sft"), dataclasses.replace(config, functions=2))
 
 
 def stage(gold, share=0.5):
