@@ -16,14 +16,16 @@ from genai_jax.decoding.loop import (
     empty_cache,
     on_one_device,
     place_row,
+    place_rows,
     read_part,
+    read_texts,
 )
 from genai_jax.decoding.prefixes import Prefixes
 from genai_jax.decoding.requests import Request, check_request, kept_prompt, owned, rolled
 from genai_jax.decoding.results import Generated, Piece, Reason, join, take_piece
-from genai_jax.decoding.rows import Rows, empty_rows, make_row
-from genai_jax.decoding.tables import fit_together, make_tables, walk
-from genai_jax.decoding.tasks import Task, constraint_of
+from genai_jax.decoding.rows import Rows, empty_rows, join_rows, make_row
+from genai_jax.decoding.tables import make_tables, walk
+from genai_jax.decoding.tasks import Task, choose, constraint_of
 from genai_jax.types import PyTree
 
 
@@ -31,7 +33,7 @@ class Engine:
     """Draws what follows prompts, a few rows at a time.
 
     A request's tokens depend on its prompt, settings and seed, on the model and on the engine's own
-    numbers (rows, context, width, chunk); to the last bit of their probabilities. They depend
+    numbers (rows, context, width, chunk, together); to the last bit of their probabilities. They depend
     neither on other requests, nor on the row, nor on how many tokens a step draws.
     """
 
@@ -44,6 +46,7 @@ class Engine:
         vocab_size: int | None = None,
         width: int = 1,
         chunk: int = 64,
+        together: int = 1,
         prefixes: int = 0,
         quantized: bool = False,
     ) -> None:
@@ -59,8 +62,10 @@ class Engine:
                 the text so far, and read in the same step.
             chunk: Tokens of a prompt that are read at a time, a power of two: always as many, at
                 places that do not depend on the prompt.
+            together: Different prompts that are read at a time, fewer than `rows`: always as many,
+                the missing ones padding. For many short ones that come at once.
             prefixes: Caches of prompts to keep; a prompt that begins like one of them is read from
-                where it differs.
+                where it differs. 0 where prompts are read together.
             quantized: Whether keys and values are kept as 8-bit integers.
 
         Raises:
@@ -73,7 +78,8 @@ class Engine:
             "context": (context or most, 2, most),
             "width": (width, 1, 16),
             "chunk": (chunk, 1, 1 << 16),
-            "prefixes": (prefixes, 0, 1 << 16),
+            "together": (together, 1, max(1, rows - 1)),
+            "prefixes": (prefixes, 0, 1 << 16 if together == 1 else 0),
             "vocab_size": (known, 1, model.config.vocab_size),
         }
         for name, (value, lowest, highest) in ranges.items():
@@ -85,11 +91,11 @@ class Engine:
         self._vocab_size = model.config.vocab_size
         self._known = np.int32(known)
         self._model = on_one_device(model)
-        self._width, self._chunk = width, chunk
+        self._width, self._chunk, self._together = width, chunk, together
         # Prompts are padded to whole chunks; what is guessed may lie behind the last token.
         self._slots = -(-self.context // chunk) * chunk + width - 1
         self._quantized = quantized
-        self._prefixes = Prefixes(prefixes, chunk, whole=self._forgets())
+        self._prefixes = Prefixes(prefixes, chunk, whole=prefixes > 0 and self._forgets())
         self._tasks: list[Task | None] = [None] * rows
         self._tickets: dict[int, Task] = {}
         self._queue: collections.deque[Task] = collections.deque()
@@ -284,43 +290,55 @@ class Engine:
 
     def _fill_rows(self) -> None:
         """Give free rows to those who wait, if their automata fit beside those of the others."""
-        for place in range(len(self._tasks)):
-            if self._tasks[place] is not None:
-                continue
-            task = next((task for task in self._queue if self._fits(task)), None)
-            if task is None:
-                return
+        while chosen := choose(self._tasks, self._queue, self._together):
             try:
-                self._take_row(place, task)
+                if self._together == 1:
+                    ((place, task),) = chosen.items()
+                    row = self._row_of(task, self._read(task.kept[:-1], keep=not task.since))
+                    self._take_rows(chosen, row, lambda rows: place_row(rows, row, np.int32(place)))
+                else:
+                    self._take_together(chosen)
             except Exception:
-                self._ended[task.ticket] = self._end(task, "broken")
+                for task in chosen.values():
+                    self._ended[task.ticket] = self._end(task, "broken")
                 raise
 
-    def _fits(self, task: Task) -> bool:
-        """Whether the automata of all rows have room for one more."""
-        return fit_together([constraint_of(other) for other in (*self._tasks, task)])
-
-    def _take_row(self, place: int, task: Task) -> None:
-        """Read what stands before the next token, and put it into a row."""
-        row = make_row(
+    def _row_of(self, task: Task, cache: PyTree) -> Rows:
+        return make_row(
             task.request,
             task.kept,
             task.drawn(),
-            self._read(task.kept[:-1], keep=not task.since),
+            cache,
             context=self.context,
             slots=self._slots if self._width > 1 else 0,
             vocab_size=self._vocab_size,
         )
-        held = [*self._tasks[:place], task, *self._tasks[place + 1 :]]
-        if task.request.automaton is not None:
+
+    def _take_together(self, chosen: Mapping[int, Task]) -> None:
+        """Read what stands before the next tokens of several, equal texts once."""
+        texts = {task.kept[:-1].tobytes(): task.kept[:-1] for task in chosen.values()}
+        cache = self._cache(self._together)
+        cache = read_texts(self._model, cache, list(texts.values()), self._together, self._chunk)
+        each = [self._row_of(task, None) for task in chosen.values()]
+        sources = [list(texts).index(task.kept[:-1].tobytes()) for task in chosen.values()]
+        some = join_rows(each, sources, list(chosen), len(self._tasks))
+        self._take_rows(chosen, each[0], lambda rows: place_rows(rows, cache, some))
+
+    def _take_rows(
+        self, chosen: Mapping[int, Task], like: Rows, put: Callable[[Rows], Rows]
+    ) -> None:
+        """Put into their rows what was read."""
+        held = [chosen.get(place, task) for place, task in enumerate(self._tasks)]
+        if any(task.request.automaton is not None for task in chosen.values()):
             constraints = [constraint_of(other) for other in held]
             self._tables = jax.device_put(make_tables(constraints, self._vocab_size))
         rows, self._rows = self._rows, None
         if rows is None:
-            rows = empty_rows(row, self._cache(len(held)), len(held))
-        self._rows = place_row(rows, row, np.int32(place))
+            rows = empty_rows(like, self._cache(len(held)), len(held))
+        self._rows = put(rows)
         self._tasks = held
-        self._queue.remove(task)
+        for task in chosen.values():
+            self._queue.remove(task)
 
     def _read(self, tokens: np.ndarray, *, keep: bool) -> PyTree:
         """Make a cache of one row with these tokens in it, and keep it for others perhaps."""

@@ -1,5 +1,7 @@
 """The programs of decoding: one reads a part of a prompt, one puts a row in its place, one draws.
 
+Where prompts are read together, rows are put in their places together too.
+
 For a number of rows, slots of their caches and a width there are these three and no more (and one
 that draws for each of the three sizes of tables that automata may need). Settings, seeds, stop ids,
 limits, automata and the number of steps are traced. B rows, W tokens that a step
@@ -7,6 +9,7 @@ reads of each, V vocabulary, N tokens that a call draws at most.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -17,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from genai_jax.decoding.adjustments import adjust_logits, can_be_drawn_from, count_drawn
 from genai_jax.decoding.lookup import look_up
 from genai_jax.decoding.requests import MOST_ALTERNATIVES, NO_TOKEN
-from genai_jax.decoding.rows import Rows, put_row
+from genai_jax.decoding.rows import Rows, put_row, put_rows
 from genai_jax.decoding.sampling import draw_tokens
 from genai_jax.decoding.tables import Tables, allow_only, follow
 from genai_jax.types import PyTree
@@ -106,7 +109,22 @@ def read_part(
     return prefill(model, cache, part, np.int32(start), np.array([len(tokens)], np.int32))
 
 
+def read_texts(
+    model: Any, cache: PyTree, texts: Sequence[Int[np.ndarray, " _"]], rows: int, chunk: int
+) -> PyTree:
+    """Put some texts into an empty cache of at least as many rows, chunk by chunk."""
+    lengths = np.zeros(rows, np.int32)
+    lengths[: len(texts)] = [len(text) for text in texts]
+    tokens = np.zeros((rows, -(-lengths.max() // chunk) * chunk), np.int32)
+    for row, text in zip(tokens, texts, strict=False):
+        row[: len(text)] = text
+    for start in range(0, tokens.shape[1], chunk):
+        cache = prefill(model, cache, tokens[:, start : start + chunk], np.int32(start), lengths)
+    return cache
+
+
 place_row = jax.jit(put_row, donate_argnums=0)
+place_rows = jax.jit(put_rows, donate_argnums=0)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames="width")
@@ -269,7 +287,19 @@ def on_one_device(model: Any) -> Any:
 
     A model that is cut over devices stays where it is.
     """
+    return on_each_device(model, 1)[0]
+
+
+def on_each_device(model: Any, most: int) -> list[Any]:
+    """Take the copies of a model that this host's devices hold whole, or the model if it is cut.
+
+    Args:
+        model: A language model.
+        most: How many copies are wanted.
+    """
     leaves = jax.tree.leaves(model)
-    if all(isinstance(leaf, jax.Array) and leaf.is_fully_replicated for leaf in leaves):
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), model)
-    return model
+    if not all(isinstance(leaf, jax.Array) and leaf.is_fully_replicated for leaf in leaves):
+        return [model]
+    count = min(most, *(len(leaf.addressable_shards) for leaf in leaves))
+    copies = [[leaf.addressable_shards[n].data for leaf in leaves] for n in range(count)]
+    return [jax.tree.unflatten(jax.tree.structure(model), copy) for copy in copies]

@@ -3,6 +3,7 @@
 B rows, V vocabulary, S tokens of a row at most, E ids that end one at most.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -148,6 +149,53 @@ def put_row(rows: Rows, row: Rows, place: Int[Any, ""]) -> Rows:
         return jax.lax.dynamic_update_slice_in_dim(whole, one.astype(whole.dtype), place, axis)
 
     return jax.tree.map(put, rows, row)
+
+
+class Joined(NamedTuple):
+    """Rows that are put in their places together.
+
+    Attributes:
+        rows: Without caches, padded.
+        sources: Which of the caches that come with them each takes; several may take one.
+        places: Where each goes.
+        count: How many there are.
+    """
+
+    rows: Rows
+    sources: Int[Any, " n"]
+    places: Int[Any, " n"]
+    count: Int[Any, ""]
+
+
+def join_rows(
+    each: Sequence[Rows], sources: Sequence[int], places: Sequence[int], most: int
+) -> Joined:
+    """Join rows without caches, for the same program however many they are; see `Joined`."""
+    spare = most - len(each)
+    rows = jax.tree.map(lambda *x: np.concatenate([*x, *x[:1] * spare]), *each)
+    numbers = (np.array([*x, *[0] * spare], np.int32) for x in (sources, places))
+    return Joined(rows, *numbers, np.int32(len(each)))
+
+
+def put_rows(rows: Rows, caches: PyTree, joined: Joined) -> Rows:
+    """Put joined rows in their places, with what was read for them.
+
+    Args:
+        rows: Sequences under way.
+        caches: Of fewer rows than are under way.
+        joined: Who takes which of them, and goes where.
+    """
+
+    def put(i: Any, rows: Rows) -> Rows:
+        def taken(whole: Any, part: Any) -> Any:
+            axis = axis_of_rows(whole, part)
+            return jax.lax.dynamic_slice_in_dim(part, joined.sources[i], 1, axis)
+
+        row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), joined.rows)
+        row = row._replace(cache=jax.tree.map(taken, rows.cache, caches))
+        return put_row(rows, row, joined.places[i])
+
+    return jax.lax.fori_loop(0, joined.count, put, rows)
 
 
 def axis_of_rows(several: Any, one: Any) -> int:

@@ -1,13 +1,13 @@
 """A request under way: what has come of it, and what stands in its row."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from genai_jax.decoding.requests import Request
 from genai_jax.decoding.results import Piece
-from genai_jax.decoding.tables import Constraint
+from genai_jax.decoding.tables import Constraint, fit_together
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,3 +46,31 @@ def constraint_of(task: Task | None) -> Constraint | None:
     if task is None or task.request.automaton is None:
         return None
     return Constraint(task.request.automaton, task.request.stop_ids)
+
+
+def choose(
+    tasks: Sequence[Task | None], queue: Collection[Task], together: int
+) -> dict[int, Task]:
+    """Choose who takes which of the free rows next.
+
+    Args:
+        tasks: Of each row, None where it is free.
+        queue: Who waits, the first first; who does not fit beside the others goes on waiting.
+        together: Different texts that are read at a time; 1 chooses one task.
+    """
+    chosen: dict[int, Task] = {}
+    texts: set[bytes] = set()
+    for place in (n for n, task in enumerate(tasks) if task is None):
+        held = [constraint_of(task) for task in (*tasks, *chosen.values())]
+        waiting = (task for task in queue if task not in chosen.values())
+        fitting = (task for task in waiting if fit_together([*held, constraint_of(task)]))
+        task = next(fitting, None)
+        if task is None:
+            break
+        texts.add(task.kept[:-1].tobytes())
+        if len(texts) > together:
+            break
+        chosen[place] = task
+        if together == 1:
+            break
+    return chosen

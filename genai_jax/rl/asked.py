@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.data.conversation_files import read_prompts
@@ -98,13 +99,16 @@ def grade_answer(task: Task | str, answer: str) -> float:
     return float(answer.strip() == task.strip())
 
 
-def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRenderer) -> Reward:
+def make_reward(
+    config: PolicyConfig, judge: RewardRun | None, renderer: ChatRenderer, mesh: Mesh | None = None
+) -> Reward:
     """Make what answers earn.
 
     Args:
         config: Its weights.
         judge: The reward model, where there is one: to judge, or for the critic to begin as.
         renderer: Of the policy.
+        mesh: Its devices share what the reward model reads; None is one of them.
 
     Raises:
         ValueError: If the reward model reads in another way than the policy writes.
@@ -123,7 +127,7 @@ def make_reward(config: PolicyConfig, judge: RewardRun | None, renderer: ChatRen
             )
     if weights.model:
         assert judge is not None, "the configuration says so"
-        parts["model"] = (weights.model, LearnedReward(judge.model, config.length))
+        parts["model"] = (weights.model, LearnedReward(judge.model, config.length, mesh=mesh))
     if weights.gold:
         parts["gold"] = (weights.gold, per_sample(lambda x: gold_reward(x.task, x.answer)))
     if weights.per_token:

@@ -1,12 +1,15 @@
 """A reward model as a reward function."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from genai_jax.models.heads import ScalarModel
+from genai_jax.parallel.sharding import over_rows, replicated
 from genai_jax.rl.rewards import Sample
 
 
@@ -18,11 +21,18 @@ class LearnedReward:
         model: Reads with the tokenizer, and the chat template, of the policy.
         length: T, most tokens of a prompt and its answer: rows are padded to it.
         rows: Answers that are read at a time.
+        mesh: Its devices share them, if they divide them; None is where the model is.
     """
 
     model: ScalarModel
     length: int
     rows: int = 64
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        """Give every device the model."""
+        if self.mesh is not None:
+            object.__setattr__(self, "model", jax.device_put(self.model, replicated(self.mesh)))
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Say the reward of each.
@@ -30,6 +40,8 @@ class LearnedReward:
         Raises:
             ValueError: If an answer with its prompt is longer than the model's context.
         """
+        shared = self.mesh is not None and self.rows % self.mesh.size == 0
+        read = _make_reader(self.mesh if shared else None)
         scores: list[float] = []
         for start in range(0, len(samples), self.rows):
             tokens = np.zeros((self.rows, self.length), np.int32)
@@ -43,11 +55,14 @@ class LearnedReward:
                         f"{self.length}. Raise --length."
                     )
                 tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-            found = jax.device_get(_at_end(self.model, tokens, lengths))
+            found = jax.device_get(read(self.model, tokens, lengths))
             scores += found[: len(some)].astype(float).tolist()
         return scores
 
 
-@jax.jit
-def _at_end(model: ScalarModel, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-    return model.at_end(tokens, lengths)
+@functools.cache
+def _make_reader(mesh: Mesh | None) -> Callable[[ScalarModel, np.ndarray, np.ndarray], jax.Array]:
+    def at_end(model: ScalarModel, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        return model.at_end(tokens, lengths)
+
+    return jax.jit(at_end if mesh is None else over_rows(at_end, mesh, (False, True, True)))

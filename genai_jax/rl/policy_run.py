@@ -167,7 +167,7 @@ def train_policy(
         seed=config.seed,
         tokenizer=point.tokenizer,
         stop_ids=point.renderer.end_ids,
-        reward=make_reward(config, judge, point.renderer),
+        reward=make_reward(config, judge, point.renderer, mesh),
         rewarding=config.rewarding,
         advantages=config.advantages,
         mesh=mesh,

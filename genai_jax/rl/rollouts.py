@@ -5,6 +5,7 @@ B rows, T tokens of a row.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from genai_jax.data.tokenizers import Tokenizer
 from genai_jax.decoding.engine import Engine
+from genai_jax.decoding.loop import on_each_device
 from genai_jax.decoding.requests import Request
 from genai_jax.decoding.results import Generated
 from genai_jax.decoding.sampling import SamplingConfig
@@ -27,7 +29,9 @@ from genai_jax.rl.rewards import Sample
 from genai_jax.training.loop import BatchError
 from genai_jax.types import Batch
 
-_CHUNK = 32  # tokens of a prompt that are read at a time: prompts are short here
+_CHUNK = 16  # tokens of a prompt that are read at a time: prompts are short here
+_TOGETHER = 16  # different prompts that are read at a time
+_SHARE = 16  # answers that are worth a device of their own, which needs programs of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +128,10 @@ def draw_rollouts(
 ) -> Rollouts:
     """Have a policy answer prompts; a function of its weights and these arguments alone.
 
+    The number of devices changes rounding, as it does in training.
+
     Args:
-        model: The policy; replicated over a mesh, it draws on one device.
+        model: The policy; replicated over a mesh, it draws on all devices that have enough to do.
         prompts: What is asked.
         config: How often and how.
         length: Most tokens of a prompt and its answer.
@@ -153,15 +159,26 @@ def draw_rollouts(
         )
         for number, prompt in enumerate(each)
     ]
-    engine = Engine(
-        model,
-        rows=max(2, config.rows or config.answers),
-        context=length,
-        vocab_size=vocab_size,
-        chunk=_CHUNK,
-        prefixes=int(config.group > 1),
-    )
-    return Rollouts(tuple(each), tuple(engine.run(requests, check)), step)
+    copies = on_each_device(model, max(1, len(requests) // _SHARE))
+    size = -(-len(prompts) // len(copies)) * config.group  # no group is cut
+    rows = max(2, min(size, -(-config.rows // len(copies)) or size))
+
+    def draw(model: LanguageModel, share: Sequence[Request]) -> list[Generated]:
+        engine = Engine(
+            model,
+            rows=rows,
+            context=length,
+            vocab_size=vocab_size,
+            chunk=_CHUNK,
+            together=min(_TOGETHER, rows - 1),
+            prefixes=int(rows == 2),  # where prompts are read one by one
+        )
+        return engine.run(share, check)
+
+    shares = [requests[start : start + size] for start in range(0, len(requests), size)]
+    with ThreadPoolExecutor(len(copies)) as pool:  # a device computes while its thread waits
+        drawn = list(pool.map(draw, copies, shares))
+    return Rollouts(tuple(each), tuple(answer for share in drawn for answer in share), step)
 
 
 def rollout_rows(rollouts: Rollouts, length: int) -> Batch:

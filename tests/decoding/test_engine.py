@@ -7,7 +7,7 @@ import pytest
 
 from genai_jax.constraints.token_automaton import TokenAutomaton
 from genai_jax.decoding.engine import Engine
-from genai_jax.decoding.loop import advance, place_row, prefill, read_part
+from genai_jax.decoding.loop import advance, place_row, place_rows, prefill, read_part, read_texts
 from genai_jax.decoding.requests import ContextError, Request
 from genai_jax.decoding.sampling import SamplingConfig
 from genai_jax.models.lm import LanguageModel
@@ -88,6 +88,41 @@ def test_requests_are_the_same_alone_and_in_any_company(model):
     assert len(results) == 12
     for ticket, found in results.items():
         assert_same(found, together[tickets[ticket]])
+
+
+@pytest.mark.parametrize("kind", ["model", "full_model"])
+def test_prompts_that_are_read_together_do_not_see_each_other(kind, request):
+    """Of any lengths, none and several chunks among them, in a ring too; equal ones are read once."""
+    model = request.getfixturevalue(kind)
+    requests = make_requests(9, seed=1)
+    requests += [dataclasses.replace(requests[2], seed=90 + i) for i in range(3)]
+    requests.append(Request([5], WARM, 4))
+    shape = SHAPE | {"rows": 4, "together": 3}
+    together = Engine(model, **shape).run(requests)
+    for number in (0, 2, 11, 12):
+        assert_same(Engine(model, **shape).run([requests[number]])[0], together[number])
+    for found, expected in zip(
+        Engine(model, **shape).run(requests[::-1]), together[::-1], strict=True
+    ):
+        assert_same(found, expected)
+    for found, expected in zip(Engine(model, **SHAPE).run(requests), together, strict=True):
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_equal_prompts_are_read_once_where_prompts_are_read_together(full_model, monkeypatch):
+    reads = []
+    whole = read_texts
+
+    def note(model, cache, texts, *rest):
+        reads.append(len(texts))
+        return whole(model, cache, texts, *rest)
+
+    monkeypatch.setattr("genai_jax.decoding.engine.read_texts", note)
+    prompts = [[n, 2, 3] for n in (1, 1, 1, 4, 4, 6, 7, 7)]
+    requests = [Request(prompt, WARM, 4, seed=i) for i, prompt in enumerate(prompts)]
+    Engine(full_model, rows=8, chunk=4, together=2).run(requests)
+    assert reads == [2, 2]
 
 
 @pytest.mark.parametrize("kind", ["model", "full_model"])
@@ -454,6 +489,13 @@ def test_three_programs_are_compiled_whatever_comes(model):
     Engine(model, **SHAPE).run(make_requests(2, seed=6))
     assert [program._cache_size() for program in programs] == before
 
+    programs = (*programs, place_rows)
+    Engine(model, together=2, **SHAPE).run(make_requests(1, seed=3))
+    before = [program._cache_size() for program in programs]
+    for count in (1, 2, 5):
+        Engine(model, together=2, **SHAPE).run(make_requests(count, seed=count))
+    assert [program._cache_size() for program in programs] == before
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -463,6 +505,8 @@ def test_three_programs_are_compiled_whatever_comes(model):
         ({"width": 17}, "`width` must be from 1 to 16"),
         ({"chunk": 6}, "`chunk` must be a power of two; got 6"),
         ({"prefixes": -1}, "`prefixes` must be from 0"),
+        ({"rows": 3, "together": 3}, "`together` must be from 1 to 2; got 3"),
+        ({"rows": 3, "together": 2, "prefixes": 1}, "`prefixes` must be from 0 to 0; got 1"),
         ({"vocab_size": 24}, "`vocab_size` must be from 1 to 23; got 24"),
     ],
 )

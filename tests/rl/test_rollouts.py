@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from genai_jax.data.tokenizers import ByteTokenizer
+from genai_jax.decoding.engine import Engine
 from genai_jax.models.heads import ScalarModel
 from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.parallel.mesh import make_mesh
-from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.parallel.sharding import batch_sharding, replicated
 from genai_jax.rl.learned_reward import LearnedReward
 from genai_jax.rl.rollouts import (
     Prompt,
@@ -135,6 +136,64 @@ def test_answers_depend_on_the_seed_the_step_and_the_purpose_alone(model, rollou
         assert any(a.tokens.tolist() != b.tokens.tolist() for a, b in pairs)
     first, second = rollouts.answers[:2]
     assert first.tokens.tolist() != second.tokens.tolist()  # of one group
+
+
+def test_devices_share_the_answers(model, monkeypatch):
+    """Whole groups each, in their order: the answers are those of one device."""
+    rng = np.random.default_rng(3)
+    asked = [Prompt(rng.integers(0, 256, 1 + i % 7).astype(np.int32), f"{i}") for i in range(17)]
+    one = draw(model, asked=asked)
+    engines = []
+
+    class Noted(Engine):
+        def __init__(self, model, **options):
+            devices = {x.device for x in jax.tree.leaves(model)}
+            engines.append((devices, options["rows"]))
+            super().__init__(model, **options)
+
+    monkeypatch.setattr("genai_jax.rl.rollouts.Engine", Noted)
+    mesh = make_mesh(devices=jax.devices()[:3])
+    several = draw(jax.device_put(model, replicated(mesh)), asked=asked)
+    assert sorted(engines, key=str) == [({device}, 18) for device in jax.devices()[:2]]
+    assert several.prompts == one.prompts
+    for found, expected in zip(several.answers, one.answers, strict=True):
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_a_failure_on_one_device_ends_the_draw(model):
+    calls = []
+
+    def give_up():
+        calls.append(1)
+        raise TimeoutError("enough")
+
+    both = jax.device_put(model, replicated(make_mesh(devices=jax.devices()[:2])))
+    asked = [Prompt(np.array([i, 1], np.int32), "") for i in range(16)]
+    with pytest.raises(TimeoutError, match="enough"):
+        draw_rollouts(
+            both,
+            asked,
+            ROLLOUTS,
+            length=LENGTH,
+            seed=0,
+            step=0,
+            stop_ids=(),
+            vocab_size=256,
+            check=give_up,
+        )
+    assert calls == [1, 1]
+
+
+def test_devices_share_what_a_reward_model_reads(model, rollouts):
+    reward = ScalarModel(model, jax.random.key(2))
+    samples = rollouts.samples(TOKENIZER)
+    alone = LearnedReward(reward, LENGTH, rows=4)(samples)
+    mesh = make_mesh(devices=jax.devices()[:2])
+    for rows in (4, 3):  # 3 are not divided
+        shared = LearnedReward(reward, LENGTH, rows=rows, mesh=mesh)
+        assert len(shared.model.score.kernel[...].devices()) == 2
+        assert shared(samples) == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
 def test_a_reward_model_reads_the_last_token_whatever_stands_behind(model, rollouts):
