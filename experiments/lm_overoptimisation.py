@@ -37,7 +37,7 @@ from genai_jax.training.run_directory import RunError
 _HERE = Path(__file__).resolve().parent
 _ANSWERS_AT_A_TIME = 256
 _EPOCHS, _PAIRS_OF_A_STEP = 2, 32  # of the proxy
-_NO_END = 3  # an answer that was cut earns minus this; the proxy has deviation 1
+_NO_END = 3.0  # an answer that was cut earns minus this; the proxy has deviation 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,8 @@ _IMITATION = {
     **{"model.num-layers": 2, "model.embed-dim": 128, "model.num-heads": 4, "model.mlp-dim": 384},
 }
 _JUDGING = {
-    **{"batch-size": _PAIRS_OF_A_STEP, "gold.held-out": 500},
+    **{"batch-size": _PAIRS_OF_A_STEP, "gold.held-out": 500, "gold.answers": 2},
+    **{"reading": "last", "reward-loss.centring": 0},
     # Adam needs some three times as many steps.
     **{"optimizer.name": "muon", "optimizer.muon-momentum": 0.85, "schedule.peak": 2e-3},
 }

@@ -14,7 +14,7 @@ from genai_jax.command_line import parse_command_line
 from genai_jax.rl.stage_report import MeasureConfig, Stage, describe_stages, measure_stage
 from genai_jax.training.json_lines import write_atomically
 from genai_jax.training.parts import command_of, run_parts
-from genai_jax.training.run_directory import RunError
+from genai_jax.training.run_directory import RunError, read_run
 
 _HERE = Path(__file__).resolve().parent
 
@@ -71,7 +71,7 @@ def commands_of(config: PipelineConfig) -> dict[str, list[str]]:
     }
     for number in range(config.seeds):
         flags = {"init": at / "sft", "reward-model": at / "reward", "seed": config.seed + number}
-        plan[ppo_name(number)] = ("lm_ppo.py", "replies", flags, config.ppo)
+        plan[ppo_name(number)] = ("lm_ppo.py", "adaptive", flags, config.ppo)
     plan["dpo"] = ("lm_dpo.py", "dpo", {"init": at / "sft"}, config.dpo)
     plan["grpo"] = ("lm_grpo.py", "grpo", {"init": at / "sft"}, config.grpo)
     common = {"seed": config.seed, "cpu-devices": config.cpu_devices}
@@ -105,6 +105,7 @@ def report(config: PipelineConfig) -> str:
     for name in names:
         stages[name] = measure_stage(str(at / name), str(at / "sft"), config.measure)
     lines = [describe_stages(stages)]
+    lines.append(describe_divergence(at, stages))
     judged = at / "reward" / "samples" / "report.txt"
     lines.append("reward model\n" + judged.read_text(encoding="utf-8"))
     if config.seeds > 1:
@@ -112,6 +113,16 @@ def report(config: PipelineConfig) -> str:
     text = "\n\n".join(lines)
     write_atomically(at / "report.txt", text + "\n")
     return text
+
+
+def describe_divergence(at: Path, stages: Mapping[str, Stage]) -> str:
+    """Say how far PPO went from fine-tuning, beside how far it was to go."""
+    lines = []
+    for name in (name for name in stages if name.startswith("ppo")):
+        kl = read_run(str(at / name))[0]["kl"]
+        aim = f"target {kl['target']:g}" if kl["adaptive"] else f"at beta {kl['beta']:g}"
+        lines.append(f"{name}: {stages[name].kl:.2f} nats a reply from sft, {aim}")
+    return "\n".join(lines)
 
 
 def describe_seeds(stages: Mapping[str, Stage], seeds: int) -> str:

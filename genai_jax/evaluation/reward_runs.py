@@ -14,7 +14,7 @@ from jaxtyping import Float
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.evaluation.evaluator import Rows
 from genai_jax.evaluation.starting_points import draw_model, starting_point
-from genai_jax.models.heads import ScalarModel, rescaled
+from genai_jax.models.heads import Reading, ScalarModel, rescaled
 from genai_jax.models.lora import merge_lora
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
@@ -63,7 +63,7 @@ def scale_of(rewards: Float[np.ndarray, " n"]) -> Scale:
 
 
 def make_reward_reader(
-    mesh: Mesh, rows: Rows, batch_size: int
+    mesh: Mesh, rows: Rows, batch_size: int, most: int | None = None
 ) -> Callable[[ScalarModel], Float[np.ndarray, "rows k"]]:
     """Make what gives the rewards of all answers of rows; NaN where there is no answer.
 
@@ -71,18 +71,20 @@ def make_reward_reader(
         mesh: Its devices share the rows of a batch.
         rows: Of answers, as `data.answer_rows` makes them; rows past the end can be asked for.
         batch_size: Rows of a call.
+        most: Rows that are read, the first ones; None is all.
     """
+    count = min(len(rows), most or len(rows))
     read = jax.jit(over_rows(answer_rewards, mesh, (False, True)))
 
     def rewards(model: ScalarModel) -> Float[np.ndarray, "rows k"]:
         found = []
-        for first in range(0, len(rows), batch_size):
+        for first in range(0, count, batch_size):
             some = [rows[i] for i in range(first, first + batch_size)]
             batch = {n: np.stack([row[n] for row in some]) for n in ("tokens", "lengths")}
             exists = np.stack([row["answer_mask"] for row in some]) > 0
             batch = jax.device_put(batch, batch_sharding(mesh))
             found.append(np.where(exists, np.asarray(read(model, batch)), np.nan))
-        return np.concatenate(found)[: len(rows)]
+        return np.concatenate(found)[:count]
 
     return rewards
 
@@ -119,7 +121,8 @@ def load_reward_run(folder: str) -> RewardRun:
     point = starting_point(folder)
     lora = from_json(LoraConfig, config["lora"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    model = jax.eval_shape(lambda: draw_scalar_model(point.shape, lora, 0))
+    reading = config.get("reading", "last")  # runs of before had no choice
+    model = jax.eval_shape(lambda: draw_scalar_model(point.shape, lora, 0, reading=reading))
     # The moving average, where the run kept one: that is what was evaluated, and scaled.
     part = "ema" if config["ema_decay"] else "model"
 
@@ -140,7 +143,12 @@ def load_reward_run(folder: str) -> RewardRun:
 
 
 def draw_scalar_model(
-    shape: TransformerConfig, lora: LoraConfig, seed: int, *, init_std: float | None = None
+    shape: TransformerConfig,
+    lora: LoraConfig,
+    seed: int,
+    *,
+    init_std: float | None = None,
+    reading: Reading = "last",
 ) -> ScalarModel:
     """Draw a language model with a head of one number, with adapters if it is to have some.
 
@@ -149,9 +157,10 @@ def draw_scalar_model(
         lora: Of the adapters; rank 0 is none.
         seed: Of all.
         init_std: Of the head, as `ScalarModel` has it.
+        reading: Of the head, as `ScalarModel` has it.
     """
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return ScalarModel(draw_model(shape, lora, seed), key, init_std=init_std)
+    return ScalarModel(draw_model(shape, lora, seed), key, init_std=init_std, reading=reading)
 
 
 class Calibration(NamedTuple):

@@ -84,7 +84,7 @@ class PolicyConfig(TuningConfig):
     save_every: int = 20
     log_every: int = 5
     ask: Literal["tasks", "replies", "data"] = "tasks"
-    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.8))
+    tasks: TaskConfig = field(default_factory=lambda: TaskConfig(hard_share=0.8, practice=False))
     data: str = ""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardWeights = field(default_factory=lambda: RewardWeights(grade=1.0))

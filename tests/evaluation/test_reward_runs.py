@@ -74,6 +74,9 @@ def test_rewards_of_rows_are_those_of_each_answer_alone():
     flat = jnp.asarray(rows.tokens.reshape(15, 12)), jnp.asarray(rows.lengths.reshape(15))
     alone = np.asarray(model.at_end(*flat)).reshape(5, 3)
     np.testing.assert_allclose(found[rows.exists > 0], alone[rows.exists > 0], rtol=1e-4, atol=1e-5)
+    for most, count in ((3, 3), (9, 5)):  # the first ones; no more than there are
+        some = make_reward_reader(mesh, rows, 2, most)(model)
+        np.testing.assert_allclose(some, found[:count], rtol=1e-4, atol=1e-5)
 
 
 def test_gaps_are_of_all_pairs_that_there_are():

@@ -64,6 +64,34 @@ def test_a_reward_model_s_head_is_as_wide_as_it_should_be_and_a_critic_s_says_ze
     assert not critic(rows[0]).any()
 
 
+def test_a_running_total_adds_what_each_token_is_worth(model, rows):
+    tokens, lengths = rows
+    running = ScalarModel(model.trunk, jax.random.key(1), reading="running")
+    running = rescaled(running, 1.0, 0.5)  # a bias counts once
+    worth = np.asarray(rescaled(model, 1.0, 0.0)(tokens), np.float64)  # the same head, no bias
+    wanted = worth.cumsum(1) / 8 + 0.5
+    np.testing.assert_allclose(running(tokens), wanted, rtol=1e-4, atol=1e-5)
+    at_end = wanted[np.arange(4), np.asarray(lengths) - 1]
+    np.testing.assert_allclose(running.at_end(tokens, lengths), at_end, rtol=1e-4, atol=1e-5)
+    twice = rescaled(running, 2.0, -1.0)
+    np.testing.assert_allclose(twice(tokens), 2 * wanted - 1, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_to_one_prompt_begin_their_running_totals_alike(model, rows):
+    """So that a difference of rewards is one of the answers' own tokens."""
+    running = ScalarModel(model.trunk, jax.random.key(1), reading="running")
+    pair = jnp.concatenate([rows[0][2:3], rows[0][2:3].at[:, 6:].set(3)])
+    one, other = np.asarray(running(pair))
+    np.testing.assert_array_equal(one[:6], other[:6])
+    assert (one[6:] != other[6:]).all()
+
+
+def test_a_running_total_of_packed_texts_is_refused(model, rows):
+    running = ScalarModel(model.trunk, jax.random.key(1), reading="running")
+    with pytest.raises(ValueError, match="must be of one text a row; got packed rows"):
+        running(rows[0], segment_ids=jnp.ones_like(rows[0]))
+
+
 def test_a_rescaled_model_says_other_numbers_and_leaves_the_first_as_it_was(model, rows):
     before = np.asarray(model(rows[0]))
     found = rescaled(rescaled(model, 2.0, -1.0), 0.5, 3.0)

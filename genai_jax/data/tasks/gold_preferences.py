@@ -197,11 +197,12 @@ def length_baseline(train: Sequence[Judgement], held_out: Sequence[Judgement]) -
     the sign of the mean difference, which is that of the gradient at 0 of a convex loss.
 
     Args:
-        train: Pairs to learn the sign from.
-        held_out: Pairs to be measured on.
+        train: Rankings to learn the sign from, all pairs of each.
+        held_out: Rankings to be measured on.
     """
     lengths = np.array([[len(answer) for answer in each.answers] for each in train])
-    sign = np.sign((lengths[:, 0] - lengths[:, 1]).sum())
+    better, worse = np.triu_indices(lengths.shape[1], 1)
+    sign = np.sign((lengths[:, better] - lengths[:, worse]).sum())
     scores = [[float(sign * len(answer)) for answer in each.answers] for each in held_out]
     return expected_accuracy(held_out, np.array(scores))
 
@@ -212,29 +213,23 @@ def answer_baseline(train: Sequence[Judgement], held_out: Sequence[Judgement]) -
     A logistic regression on the differences of the numbers of words.
 
     Args:
-        train: Pairs to learn from.
-        held_out: Pairs to be measured on.
+        train: Rankings to learn from, all pairs of each.
+        held_out: Rankings to be measured on.
     """
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = DictVectorizer()
-    # Each pair as it is, and turned round: a regression wants two classes.
-    differences = [_word_differences(*each.answers) for each in train]
-    turned = [_word_differences(*reversed(each.answers)) for each in train]
-    features = vectorizer.fit_transform(differences + turned)
-    labels = np.repeat([1, 0], len(train))
-    fitted = LogisticRegression(C=_ANSWER_PENALTY, fit_intercept=False).fit(features, labels)
-    gaps = vectorizer.transform([_word_differences(*each.answers) for each in held_out])
-    by_how_much = fitted.decision_function(gaps)
-    return expected_accuracy(held_out, np.stack([by_how_much, np.zeros_like(by_how_much)], 1))
-
-
-def _word_differences(first: str, second: str) -> dict[str, int]:
-    """Count how much oftener words come in the first of two texts."""
-    counts = Counter(first.split())
-    counts.subtract(second.split())
-    return {word: count for word, count in counts.items() if count}
+    words = vectorizer.fit_transform([Counter(x.split()) for each in train for x in each.answers])
+    k = len(train[0].answers)
+    places = np.triu_indices(k, 1)
+    better, worse = ((k * np.arange(len(train))[:, None] + place).ravel() for place in places)
+    # Every other pair is turned round: a regression wants two classes.
+    side = np.where(np.arange(len(better)) % 2, -1, 1)
+    differences = (words[better] - words[worse]).multiply(side[:, None]).tocsr()
+    fitted = LogisticRegression(C=_ANSWER_PENALTY, fit_intercept=False).fit(differences, side)
+    words = vectorizer.transform([Counter(x.split()) for each in held_out for x in each.answers])
+    return expected_accuracy(held_out, fitted.decision_function(words).reshape(-1, k))
 
 
 def _sigmoid(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -36,8 +36,8 @@ _SYLLABLES = {"easy": 1, "hard": 2}
 _TONE_AS_ASKED = 8
 _SLOT_AS_TONE = 12
 _NAME_RIGHT, _NAME_ABSENT = 12, 2
-_DEED_RIGHT = 15
-_THING_RIGHT = 14
+_DEED_RIGHT = 13
+_THING_RIGHT = 11
 _EXTRAS = (10, 14)  # with none, with at most one
 _CLOSES = 12
 

@@ -23,13 +23,15 @@ class TaskConfig:
         examples: Tasks that are learnt from, of the training side.
         replies: Short replies in a tone that are learnt beside them: what the embedded preferences
             are about.
+        practice: Whether families that a small model learns slowly come more often.
         held_out: Tasks of each family and difficulty that are measured, of the other side.
     """
 
     families: tuple[str, ...] = ()
-    hard_share: float = 0.05
-    examples: int = 80_000
-    replies: int = 6000
+    hard_share: float = 0.02
+    examples: int = 60_000
+    replies: int = 20_000
+    practice: bool = True
     held_out: int = 50
 
     def __post_init__(self) -> None:
@@ -75,7 +77,8 @@ class MixedTasks:
     @functools.cached_property
     def _turns(self) -> tuple[tuple[Family, int, int], ...]:
         """The turns of a round: a family, which of its turns it is, and how many it has."""
-        practice = {family: _PRACTICE.get(family.name, 1) for family in self.config.chosen}
+        more = _PRACTICE if self.config.practice else {}
+        practice = {family: more.get(family.name, 1) for family in self.config.chosen}
         return tuple(
             (family, turn, count)
             for turn in range(max(practice.values()))

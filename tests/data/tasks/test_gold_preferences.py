@@ -127,6 +127,16 @@ def test_baselines_stay_far_below_the_ceiling(train, held_out):
         assert 0.5 < share.mean < 0.6
 
 
+def test_baselines_read_all_pairs_of_a_ranking():
+    """Longer answers win but for the pair of the two best, and one word says it all."""
+    task = REPLIES.make(0, 0, "easy")
+    train = [Judgement(task, ("good bb", "good ccccc", "dd"), (2.0, 1.0, 0.0))]
+    p, q = 1 / (1 + math.exp(-SHARPNESS)), 1 / (1 + math.exp(-2 * SHARPNESS))
+    assert length_baseline(train, train).mean == pytest.approx((1 - p + q + p) / 3)
+    turned = [Judgement(task, ("good", "x", "y"), (2.0, 1.0, 0.0))]
+    assert answer_baseline(train * 4, turned).mean == pytest.approx((p + q + 0.5) / 3)
+
+
 def test_length_baseline_takes_the_better_sign():
     task = REPLIES.make(0, 0, "easy")
     short = [Judgement(task, ("a", "bbb"), (1.0, 0.0)), Judgement(task, ("cc", "d"), (0.5, 0.0))]

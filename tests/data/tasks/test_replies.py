@@ -148,7 +148,7 @@ def test_prompts_and_answers_are_the_same_for_ever():
 
 PINNED = {
     "easy": ("Be formal: say sorry to Do for the honey.", "Good day Do, sorry for the cake."),
-    "hard": ("Invite Vogul for rice, casually.", "Yo Vogul, may I offer you rice? See ya."),
+    "hard": ("Casually, invite Vogul for rice.", "Good day Vogul, wanna grab plums?"),
 }
 
 

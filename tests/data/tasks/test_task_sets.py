@@ -61,6 +61,15 @@ def test_what_there_is_not_is_refused(options, words):
         TaskConfig(**options)
 
 
+def test_without_practice_families_come_equally_often():
+    families = ("arithmetic", "sorting", "json")
+    for practice, wanted in ((False, (30, 30, 30)), (True, (60, 20, 10))):
+        config = TaskConfig(families=families, hard_share=0.0, practice=practice)
+        mixed = MixedTasks(config, "train", 0)
+        found = Counter(mixed[i].family for i in range(90))
+        assert tuple(found[name] for name in families) == wanted
+
+
 def test_preferences_are_as_many_as_were_asked_for_and_no_prompt_is_on_both_sides():
     config = GoldConfig(preferences=40, held_out=20, answers=3)
     learnt, held_out = gold_sides(config, 0)
