@@ -21,6 +21,8 @@ def _on_tasks(name: str, algorithm: Algorithm, group: int = 8) -> PolicyConfig:
     )
     return PolicyConfig(
         workdir=f"runs/lm_{name}",
+        steps=150,
+        schedule=ScheduleConfig(4e-4, "linear", warmup_steps=10, final_fraction=0.1),
         rollouts=RolloutConfig(prompts=128 // group, group=group, max_tokens=48),
         loss=algorithm.loss,
         advantages=advantages,
@@ -29,8 +31,11 @@ def _on_tasks(name: str, algorithm: Algorithm, group: int = 8) -> PolicyConfig:
     )
 
 
+# What is graded is all that is wanted here: the paper's 0.04 holds a policy nearer to its reference.
+_GRPO = replace(GRPO, loss=replace(GRPO.loss, kl_coefficient=0.01))
+
 PRESETS: dict[str, tuple[str, PolicyConfig]] = {
-    "grpo": ("the embedded tasks, by their graders; give --init", _on_tasks("grpo", GRPO)),
+    "grpo": ("the embedded tasks, by their graders; give --init", _on_tasks("grpo", _GRPO)),
     "dr-grpo": (
         "neither the width of groups nor lengths",
         _on_tasks("dr_grpo", DR_GRPO),
@@ -43,6 +48,7 @@ PRESETS: dict[str, tuple[str, PolicyConfig]] = {
         "prompts of your own with their answers; give --init and --data",
         replace(
             _on_tasks("tuned", GRPO),
+            steps=100,
             ask="data",
             data="prompts.jsonl",
             length=512,

@@ -88,7 +88,7 @@ class RewardConfig(TuningConfig):
 
 
 PRESETS: dict[str, tuple[str, RewardConfig]] = {
-    "gold": ("the embedded preferences, a minute; give --init", RewardConfig()),
+    "gold": ("the embedded preferences, three minutes; give --init", RewardConfig()),
     "tune": (
         "preferences of your own, gently; give --init and --data.path",
         RewardConfig(
@@ -135,9 +135,7 @@ def train_reward(
         config.optimizer,
         config.schedule,
         mesh,
-        lambda: draw_scalar_model(
-            config.model, config.lora, config.seed, reading=config.reading
-        ),
+        lambda: draw_scalar_model(config.model, config.lora, config.seed, reading=config.reading),
         objective,
         **lm.GROUPS,
         trains=trains(config.lora),

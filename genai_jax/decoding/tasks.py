@@ -48,9 +48,7 @@ def constraint_of(task: Task | None) -> Constraint | None:
     return Constraint(task.request.automaton, task.request.stop_ids)
 
 
-def choose(
-    tasks: Sequence[Task | None], queue: Collection[Task], together: int
-) -> dict[int, Task]:
+def choose(tasks: Sequence[Task | None], queue: Collection[Task], together: int) -> dict[int, Task]:
     """Choose who takes which of the free rows next.
 
     Args:

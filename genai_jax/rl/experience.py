@@ -154,8 +154,8 @@ class Experience:
             RolloutError: If answers were drawn with other probabilities than training computes.
             RewardError: If a reward fails and the run is to stop then.
         """
+        now = jax.block_until_ready(state())  # the updates before are no part of the rollouts
         clock = [time.perf_counter()]
-        now = state()
         asked = self.prompts.take(step * self.config.prompts, self.config.prompts)
         rollouts = self.draw(now, asked, self.seed, self.config.group)
         rows = rollout_rows(rollouts, self.length)

@@ -28,7 +28,7 @@ class TaskConfig:
     """
 
     families: tuple[str, ...] = ()
-    hard_share: float = 0.02
+    hard_share: float = 0.03
     examples: int = 60_000
     replies: int = 20_000
     practice: bool = True
