@@ -31,7 +31,7 @@ def _on_tasks(name: str, algorithm: Algorithm, group: int = 8) -> PolicyConfig:
     )
 
 
-# What is graded is all that is wanted here: the paper's 0.04 holds a policy nearer to its reference.
+# The grade is all that is wanted here; the paper's 0.04 holds a policy nearer to its reference.
 _GRPO = replace(GRPO, loss=replace(GRPO.loss, kl_coefficient=0.01))
 
 PRESETS: dict[str, tuple[str, PolicyConfig]] = {

@@ -48,7 +48,6 @@ from genai_jax.training.signals import StopRequest
 from genai_jax.training.state import TrainState, abstract_like
 from genai_jax.training.step import check_rows
 
-
 _SCALE_ROWS = 1024  # their mean is known to a thirtieth of their deviation, or better
 
 

@@ -33,8 +33,8 @@ class Engine:
     """Draws what follows prompts, a few rows at a time.
 
     A request's tokens depend on its prompt, settings and seed, on the model and on the engine's own
-    numbers (rows, context, width, chunk, together); to the last bit of their probabilities. They depend
-    neither on other requests, nor on the row, nor on how many tokens a step draws.
+    numbers (rows, context, width, chunk, together); to the last bit of their probabilities. They
+    depend neither on other requests, nor on the row, nor on how many tokens a step draws.
     """
 
     def __init__(
@@ -293,9 +293,7 @@ class Engine:
         while chosen := choose(self._tasks, self._queue, self._together):
             try:
                 if self._together == 1:
-                    ((place, task),) = chosen.items()
-                    row = self._row_of(task, self._read(task.kept[:-1], keep=not task.since))
-                    self._take_rows(chosen, row, lambda rows: place_row(rows, row, np.int32(place)))
+                    self._take_alone(*chosen.items())
                 else:
                     self._take_together(chosen)
             except Exception:
@@ -313,6 +311,12 @@ class Engine:
             slots=self._slots if self._width > 1 else 0,
             vocab_size=self._vocab_size,
         )
+
+    def _take_alone(self, chosen: tuple[int, Task]) -> None:
+        """Read what stands before the next token of one."""
+        place, task = chosen
+        row = self._row_of(task, self._read(task.kept[:-1], keep=not task.since))
+        self._take_rows({place: task}, row, lambda rows: place_row(rows, row, np.int32(place)))
 
     def _take_together(self, chosen: Mapping[int, Task]) -> None:
         """Read what stands before the next tokens of several, equal texts once."""

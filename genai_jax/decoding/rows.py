@@ -173,8 +173,8 @@ def join_rows(
     """Join rows without caches, for the same program however many they are; see `Joined`."""
     spare = most - len(each)
     rows = jax.tree.map(lambda *x: np.concatenate([*x, *x[:1] * spare]), *each)
-    numbers = (np.array([*x, *[0] * spare], np.int32) for x in (sources, places))
-    return Joined(rows, *numbers, np.int32(len(each)))
+    taken, goes = (np.array([*x, *[0] * spare], np.int32) for x in (sources, places))
+    return Joined(rows, taken, goes, np.int32(len(each)))
 
 
 def put_rows(rows: Rows, caches: PyTree, joined: Joined) -> Rows:

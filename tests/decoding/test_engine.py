@@ -92,7 +92,7 @@ def test_requests_are_the_same_alone_and_in_any_company(model):
 
 @pytest.mark.parametrize("kind", ["model", "full_model"])
 def test_prompts_that_are_read_together_do_not_see_each_other(kind, request):
-    """Of any lengths, none and several chunks among them, in a ring too; equal ones are read once."""
+    """Of any lengths, none and several chunks among them, in a ring too; equal ones but once."""
     model = request.getfixturevalue(kind)
     requests = make_requests(9, seed=1)
     requests += [dataclasses.replace(requests[2], seed=90 + i) for i in range(3)]
