@@ -51,6 +51,10 @@ from genai_jax.training.step import TrainStep, check_rows
 Loss = Literal["preference", "kto"]
 
 
+# The embedded judge's odds are e^{1.5 r}: at 0.1 the target is π_ref e^{15 r}, far off.
+_BETA = 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class DpoConfig(TuningConfig):
     """A run of preference optimisation.
@@ -69,13 +73,13 @@ class DpoConfig(TuningConfig):
     """
 
     workdir: str = "runs/lm_dpo"
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 32
     evaluate_every: int = 100
     objective: Loss = "preference"
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    preference: PreferenceConfig = field(default_factory=lambda: PreferenceConfig(beta=_BETA))
     kto: KTOConfig = field(default_factory=KTOConfig)
-    gold: GoldConfig = field(default_factory=GoldConfig)
+    gold: GoldConfig = field(default_factory=lambda: GoldConfig(preferences=12_000))
     data: PreferenceDataConfig = field(default_factory=lambda: PreferenceDataConfig(answers=2))
 
     def __post_init__(self) -> None:
@@ -118,8 +122,14 @@ def _with(loss: str, **options: Any) -> DpoConfig:
 PRESETS: dict[str, tuple[str, DpoConfig]] = {
     "dpo": ("direct preference optimisation; give --init", DpoConfig()),
     "ipo": ("its log-ratios stay finite whatever the labels", _with("ipo")),
-    "cdpo": ("labels that may be flipped, hedged against", _with("cdpo", label_smoothing=0.1)),
-    "robust": ("labels that may be flipped, corrected for", _with("robust", label_smoothing=0.1)),
+    "cdpo": (
+        "labels that may be flipped, hedged against",
+        _with("cdpo", beta=_BETA, label_smoothing=0.1),
+    ),
+    "robust": (
+        "labels that may be flipped, corrected for",
+        _with("robust", beta=_BETA, label_smoothing=0.1),
+    ),
     "orpo": ("no reference, beside likelihood", _with("orpo")),
     "simpo": ("no reference, mean log-probabilities", _with("simpo", beta=2.0, gamma=1.0)),
     "kto": (
