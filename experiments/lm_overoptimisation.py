@@ -202,8 +202,12 @@ class Scores(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Deviation of the gold reward over that of the proxy: both are shown in its units."""
-        return float(self.gold.std() / self.proxy.std())
+        """Deviation of the gold reward over that of the proxy: both are shown in its units.
+
+        1 where the proxy says the same of all, as of a policy that ends no answer.
+        """
+        width = self.proxy.std()
+        return float(self.gold.std() / width) if width else 1.0
 
 
 def answer_often(config: LabConfig) -> Scores:

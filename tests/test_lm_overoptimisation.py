@@ -83,6 +83,13 @@ def test_the_best_of_one_is_where_the_curve_begins():
     assert same.proxy == pytest.approx(same.gold)
 
 
+def test_a_proxy_that_says_the_same_of_all_is_shown_as_it_is():
+    """As of a policy that ends no answer."""
+    gold = np.arange(16.0).reshape(2, 8)
+    curve = best_of_n_curve(Scores(np.full((2, 8), -3.0), gold))
+    assert not curve.proxy.any() and curve.gold == pytest.approx(np.zeros(4))
+
+
 def test_a_learnt_curve_is_read_from_its_run(tmp_path):
     config = LabConfig(workdir=str(tmp_path))
     lines = [
