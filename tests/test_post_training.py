@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -174,9 +175,15 @@ def test_ctrl_c_while_answers_are_drawn_loses_nothing(chain, tmp_path, monkeypat
     finished, draw = chain("ppo"), experience.draw_rollouts
 
     def interrupted(*arguments, step, check, **options):
-        def stopping():
+        first = threading.Lock()
+
+        def stopping():  # devices draw in threads, and the main one hears of the signal
             if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+                if first.acquire(blocking=False):
+                    os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(500):
+                    check()
+                    time.sleep(0.01)
             check()
 
         return draw(*arguments, step=step, check=stopping, **options)
@@ -538,12 +545,12 @@ def test_rewards_have_the_mean_0_and_the_deviation_1_of_the_training_answers(cha
         found.renderer,
         length=128,
         seed=0,
-        preferences=gold_sides(GoldConfig(preferences=16, held_out=8), 0),
+        preferences=gold_sides(GoldConfig(preferences=16, held_out=8, answers=4), 0),
     )
     rewards = make_reward_reader(make_mesh(devices=jax.devices()[:1]), data.train.in_order(), 8)(
         found.model
     )
-    assert rewards.shape == (16, 2)
+    assert rewards.shape == (16, 4)
     assert rewards.mean() == pytest.approx(0, abs=1e-4) and rewards.std() == pytest.approx(1, 1e-4)
 
 
