@@ -37,8 +37,8 @@ def make_trainer(config: "BenchmarkConfig", folder: str, *, compiled: bool) -> A
         bos_token_id=IDS,
         eos_token_id=IDS,
         pad_token_id=IDS,
-        num_labels=1,
     )
+    settings.num_labels = 1
     policy: Any = transformers.GPT2LMHeadModel(settings)
     reference = copy.deepcopy(policy)
     value: Any = transformers.GPT2ForSequenceClassification(settings)
