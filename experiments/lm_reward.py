@@ -33,7 +33,7 @@ from genai_jax.evaluation.starting_points import (
 from genai_jax.evaluation.text_report import kept_text
 from genai_jax.evaluation.tuning import TuningConfig, describe_training, open_tuning
 from genai_jax.models import lm
-from genai_jax.models.heads import Reading, ScalarModel, rescaled
+from genai_jax.models.heads import ScoreReading, ScalarModel, rescaled
 from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_model_objective
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding
@@ -67,7 +67,7 @@ class RewardConfig(TuningConfig):
     steps: int = 600
     batch_size: int = 16
     evaluate_every: int = 300
-    reading: Reading = "running"
+    reading: ScoreReading = "running"
     reward_loss: RewardLossConfig = field(default_factory=lambda: RewardLossConfig(centring=0.01))
     gold: GoldConfig = field(
         default_factory=lambda: GoldConfig(preferences=9600, held_out=500, answers=4)

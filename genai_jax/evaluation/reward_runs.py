@@ -14,7 +14,7 @@ from jaxtyping import Float
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.evaluation.evaluator import Rows
 from genai_jax.evaluation.starting_points import draw_model, starting_point
-from genai_jax.models.heads import Reading, ScalarModel, rescaled
+from genai_jax.models.heads import ScoreReading, ScalarModel, rescaled
 from genai_jax.models.lora import merge_lora
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
@@ -148,7 +148,7 @@ def draw_scalar_model(
     seed: int,
     *,
     init_std: float | None = None,
-    reading: Reading = "last",
+    reading: ScoreReading = "last",
 ) -> ScalarModel:
     """Draw a language model with a head of one number, with adapters if it is to have some.
 

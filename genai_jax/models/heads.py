@@ -13,7 +13,7 @@ from genai_jax.models.lm import LanguageModel
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.linear import Linear
 
-Reading = Literal["last", "running"]
+ScoreReading = Literal["last", "running"]
 
 _ROOT = 8.0  # of the tokens of a short answer: sums begin about as wide as single numbers
 
@@ -37,7 +37,7 @@ class ScalarModel(nnx.Module):
         key: PRNGKeyArray,
         *,
         init_std: float | None = None,
-        reading: Reading = "last",
+        reading: ScoreReading = "last",
     ):
         r"""Put a head on a language model.
 
