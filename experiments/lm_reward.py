@@ -33,7 +33,7 @@ from genai_jax.evaluation.starting_points import (
 from genai_jax.evaluation.text_report import kept_text
 from genai_jax.evaluation.tuning import TuningConfig, describe_training, open_tuning
 from genai_jax.models import lm
-from genai_jax.models.heads import ScoreReading, ScalarModel, rescaled
+from genai_jax.models.heads import ScalarModel, ScoreReading, rescaled
 from genai_jax.objectives.reward_model import RewardLossConfig, make_reward_model_objective
 from genai_jax.parallel.mesh import make_mesh
 from genai_jax.parallel.sharding import batch_sharding

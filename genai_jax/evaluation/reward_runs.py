@@ -14,7 +14,7 @@ from jaxtyping import Float
 from genai_jax.data.chat_turns import ChatRenderer
 from genai_jax.evaluation.evaluator import Rows
 from genai_jax.evaluation.starting_points import draw_model, starting_point
-from genai_jax.models.heads import ScoreReading, ScalarModel, rescaled
+from genai_jax.models.heads import ScalarModel, ScoreReading, rescaled
 from genai_jax.models.lora import merge_lora
 from genai_jax.nn.config import TransformerConfig
 from genai_jax.nn.lora import LoraConfig
