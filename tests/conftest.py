@@ -1,9 +1,11 @@
 """The world of the tests: eight CPU devices, checked shapes, and nobody's cache but their own."""
 
 import atexit
+import gc
 import os
 import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 _scratch = tempfile.TemporaryDirectory(prefix="genai_jax_tests_")
@@ -23,6 +25,7 @@ os.environ["MPLBACKEND"] = "agg"
 # At import rather than in a fixture: modules under test may look for it while they are collected.
 os.environ["XDG_CACHE_HOME"] = _scratch.name
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from beartype import BeartypeConf, beartype  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -37,6 +40,21 @@ sys.modules["tests_typechecker"] = SimpleNamespace(  # type: ignore[assignment]
     check=beartype(conf=BeartypeConf(is_pep484_tower=True))
 )
 install_import_hook("genai_jax", "tests_typechecker.check")
+
+
+_MAPS = Path("/proc/self/maps")  # of Linux, which ends a process that asks for more than 65,530
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """Forget compiled programs after a file once they fill a third of the memory maps there are.
+
+    A program takes about eight; without this, XLA aborts after some three thousand tests.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
