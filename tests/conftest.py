@@ -12,15 +12,19 @@ _scratch = tempfile.TemporaryDirectory(prefix="genai_jax_tests_")
 atexit.register(_scratch.cleanup)
 
 # Before anything imports JAX, and in the environment, so that scripts under test inherit it.
-# No persistent compilation cache: JAX 0.10 rejects its own entries on AVX-512 CPUs (jax issue
-# 38445), loudly, and what small programs gain where it works is nothing.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
     # Most of a test's time is LLVM's: without its optimizations, half.
     " --xla_backend_optimization_level=0"
+    # JAX 0.10 takes none of its cached programs on a CPU with AVX-512 (jax issue 38445).
+    " --xla_cpu_max_isa=AVX2"
 ).strip()
+# What one process has compiled, another loads, and so does a run that is started again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_scratch.name, "programs"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["MPLBACKEND"] = "agg"
 # At import rather than in a fixture: modules under test may look for it while they are collected.
 os.environ["XDG_CACHE_HOME"] = _scratch.name
