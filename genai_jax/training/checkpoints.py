@@ -30,6 +30,7 @@ from genai_jax.types import PyTree
 _MANIFEST = Path("manifest", "manifest.json")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
+_LEAST_PART = 2**20  # bytes that are worth being written beside others
 # What these words are in is the machine's trouble, not the checkpoint's: it stays where it is.
 _NOT_DAMAGE = (
     "RESOURCE_EXHAUSTED",
@@ -116,8 +117,13 @@ def _everyone(verdict: bool) -> bool:
 
 
 def _handler() -> Any:
+    # Orbax cuts a replicated array into a part for every device: small ones take far longer so.
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
     return ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(),
+        state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         manifest=ocp.JsonCheckpointHandler(filename=_MANIFEST.name),
     )
 
