@@ -22,7 +22,8 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_max_isa=AVX2"
 ).strip()
 # What one process has compiled, another loads, and so does a run that is started again.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_scratch.name, "programs"))
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has that of the process that started it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_scratch.name, "programs")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["MPLBACKEND"] = "agg"

@@ -209,5 +209,5 @@ def test_what_one_example_says_is_not_seen_by_another(measure):
     np.testing.assert_allclose(found[0][0], alone[0], rtol=1e-6)
     for one, other, by_itself in zip(found[0][2], found[1][2], alone[2], strict=True):
         np.testing.assert_array_equal(one, other)
-        # Elsewhere in a row, sums are in another order; the largest of a leaf are 1 to 5.
-        np.testing.assert_allclose(one, by_itself, atol=1e-5)
+        # Elsewhere in a row, sums are in another order: rounding, by the largest of a leaf.
+        assert np.abs(one - by_itself).max() < 2e-6 * np.abs(by_itself).max()

@@ -75,8 +75,8 @@ def test_log_probs_of_decoding_are_those_of_the_whole_row(family, layers):
     prompts = [numbers.integers(0, 37, n).tolist() for n in (21, 2)]
     requests = [Request(prompt, SamplingConfig(0.8), 25, seed=3) for prompt in prompts]
     forward = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
-    # One family, with layers of both windows, has all kinds of caches; the others the plain one.
-    kinds = CACHES if family == "gemma3" else {"plain": CACHES["plain"]}
+    # One family in both storages has all kinds of caches; the others have the plain one.
+    kinds = CACHES if family in ("gemma3", "llama3") else {"plain": CACHES["plain"]}
     for kind, (width, quantized) in kinds.items():
         engine = Engine(model, chunk=8, width=width, quantized=quantized)
         for prompt, found in zip(prompts, engine.run(requests), strict=True):
