@@ -346,7 +346,7 @@ def make_trainer(objective, rate, updates, batch_means=None):
 often = compare(REWARD)
 pair_rows = rows_of([[STRINGS[a], STRINGS[b]] for a, b in ORDERED])
 preferences = pair_rows | {"weight": often.astype(np.float32)}
-train_rewards = make_trainer(make_reward_model_objective(), 2e-2, 240)
+train_rewards = make_trainer(make_reward_model_objective(), 1e-2, 240)
 reward_model = train_rewards(ScalarModel(tuned, jax.random.key(1)), preferences)
 
 
