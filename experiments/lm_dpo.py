@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import field, replace
 from typing import Any, Literal
 
@@ -202,7 +203,12 @@ def make_training(config: DpoConfig, mesh: Mesh) -> tuple[TrainState, TrainStep,
 
 
 def with_reference(
-    config: DpoConfig, run: RunDirectory, point: StartingPoint, data: AnswerData, mesh: Mesh
+    config: DpoConfig,
+    run: RunDirectory,
+    point: StartingPoint,
+    data: AnswerData,
+    mesh: Mesh,
+    check: Callable[[], None],
 ) -> AnswerData:
     """Put the reference's log-probabilities into the rows; a run keeps them for its next start."""
     if config.reference != "cached":
@@ -222,7 +228,10 @@ def with_reference(
         score = make_reference_scorer(initial.model, mesh)
         rows = {"train": data.train.in_order(), "validation": data.validation}
         size = config.evaluation_rows
-        scores = {name: score_rows_once(x, score, batch_size=size) for name, x in rows.items()}
+        scores = {
+            name: score_rows_once(x, score, batch_size=size, check=check)
+            for name, x in rows.items()
+        }
         content = io.BytesIO()
         np.savez(content, **scores)
         write_atomically(path, content.getvalue())
@@ -243,7 +252,7 @@ def align(
     print(
         f"{describe_training(state.model, config.lora)}; reference: {config.reference}", flush=True
     )
-    data = with_reference(config, run, point, data, mesh)
+    data = with_reference(config, run, point, data, mesh, stop.check)
     rows, size = data.validation, config.evaluation_rows
     measure = make_evaluator(objective, mesh, rows, size)
     measure_means = None if means is None else make_evaluator(means, mesh, rows, size)

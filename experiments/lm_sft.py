@@ -84,6 +84,7 @@ _GENTLE = SftConfig(
     optimizer=OptimizerConfig(weight_decay=0.0),
     schedule=ScheduleConfig(2e-5, warmup_steps=20),
     evaluate_every=100,
+    evaluate_first=True,
     evaluation_rows=16,
     save_every=100,
     log_every=20,

@@ -13,7 +13,11 @@ from genai_jax.data.rows import Rows
 
 
 def score_rows_once(
-    rows: Rows, score: Callable[[dict[str, Any]], Any], *, batch_size: int = 32
+    rows: Rows,
+    score: Callable[[dict[str, Any]], Any],
+    *,
+    batch_size: int = 32,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Compute what a function says of all rows of an epoch, in batches of one size.
 
@@ -21,6 +25,7 @@ def score_rows_once(
         rows: Dictionaries of arrays of equal shapes.
         score: From a batch to numbers, [batch_size, ...].
         batch_size: Rows of a batch; the last is filled up with copies of its last row.
+        check: Is called before each batch; may raise, to give up.
 
     Returns:
         The numbers, [len(rows), ...].
@@ -32,6 +37,7 @@ def score_rows_once(
         raise ValueError("There must be rows to score; got none.")
     parts = []
     for start in range(0, len(rows), batch_size):
+        check()
         numbers = [min(i, len(rows) - 1) for i in range(start, start + batch_size)]
         some = [rows[i] for i in numbers]
         batch = {name: np.stack([row[name] for row in some]) for name in some[0]}

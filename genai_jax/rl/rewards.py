@@ -199,7 +199,7 @@ def _called(
     def work() -> None:
         try:
             found.append(np.asarray(reward(samples), float))
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: in this thread nobody else hears of it
             found.append(error)
 
     thread = threading.Thread(target=work, daemon=True, name="reward")
@@ -209,7 +209,7 @@ def _called(
         faults.setdefault("stall", f"it took longer than {seconds:g} s")
         return None
     (result,) = found
-    if isinstance(result, Exception):
+    if isinstance(result, BaseException):
         faults.setdefault("raise", f"it raised {type(result).__name__}: {result}")
         return None
     if result.shape != (len(samples),):

@@ -104,6 +104,7 @@ def fit(
                 interludes=Interludes(
                     save_every=options.save_every,
                     evaluate_every=options.evaluate_every,
+                    evaluate_first=options.evaluate_first,
                     evaluate=evaluate,
                     sample=None if sample is None else lambda s: sample(s, reporter.say),
                     snapshot_every=snapshot_every,

@@ -84,6 +84,7 @@ class Interludes:
     Attributes:
         save_every: Steps between two checkpoints; 0 saves at the end only.
         evaluate_every: Steps between two evaluations; 0 evaluates at the end only.
+        evaluate_first: Whether to evaluate before the first step, as step 0.
         evaluate: `state -> values`, written as `val/<name>`. May raise `Stopped` of `signals`.
         sample: `state -> {suffix: content}`, written to `samples/<step><suffix>`; likewise.
         snapshot_every: Steps between two snapshots of the traces; 0 makes one at the end only.
@@ -95,6 +96,7 @@ class Interludes:
 
     save_every: int = 0
     evaluate_every: int = 0
+    evaluate_first: bool = False
     evaluate: Evaluate | None = None
     sample: Sample | None = None
     snapshot_every: int = 0
@@ -135,7 +137,8 @@ class _Ledger:
         newest = [name for record in kept if record["step"] == start for name in record]
         evaluated = any(name.startswith("val/") for name in newest)
         # A signal may have ended the evaluation at the very step that was then saved.
-        due = start > 0 and self._is_due(start, self.interludes.evaluate_every)
+        again = start > 0 and self._is_due(start, self.interludes.evaluate_every)
+        due = again or (start == 0 and self.interludes.evaluate_first)
         return due and self.interludes.evaluate is not None and not evaluated
 
     def ask(self, next_batch: Callable[[Any, int], Batch], state: PyTree, step: int) -> PyTree:

@@ -31,6 +31,7 @@ class RunConfig:
         cpu_devices: On a CPU, number of devices to make of it; 0 is one a core, as far as they
             divide the batch. 1 is faster where few rows meet many parameters: threads share them.
         evaluate_every: Steps between two evaluations of the validation split; 0: at the end.
+        evaluate_first: Whether to evaluate before the first step, too: what the run begins with.
         evaluation_rows: Rows of one call of the evaluation, over all devices.
         save_every: Steps between two checkpoints; 0 saves at the end only.
         keep: Newest checkpoints to keep.
@@ -53,6 +54,7 @@ class RunConfig:
     fsdp: int = 1
     cpu_devices: int = 0
     evaluate_every: int = 250
+    evaluate_first: bool = False
     evaluation_rows: int = 64
     save_every: int = 500
     keep: int = 2

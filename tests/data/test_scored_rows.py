@@ -33,3 +33,16 @@ def test_scores_that_are_not_finite_are_refused():
 
     with pytest.raises(ValueError, match="must be finite; got nan for row 5"):
         score_rows_once(Squares(), broken, batch_size=3)
+
+
+def test_it_can_be_given_up_between_two_batches():
+    seen = []
+
+    def check():
+        if len(seen) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        score_rows_once(
+            Squares(), lambda batch: seen.append(1) or sums(batch), batch_size=3, check=check
+        )

@@ -45,16 +45,17 @@ def test_an_answer_that_did_not_end_is_not_right():
     assert grade([sample("x"), sample("x", ended=False)]) == [1.0, 0.0]
 
 
-def test_those_are_left_out_that_have_no_reward():
+@pytest.mark.parametrize("error", [KeyError("b"), SystemExit("b")], ids=repr)
+def test_those_are_left_out_that_have_no_reward(error):
     def picky(one):
         if one.answer == "b":
-            raise KeyError("b")
+            raise error
         return len(one.answer)
 
     found = reward_samples(per_sample(picky), SAMPLES)
     assert found.scores.tolist() == [2.0, 0.0, 3.0]
     assert found.valid.tolist() == [True, False, True]
-    assert "KeyError" in found.faults[0]
+    assert f"it raised {type(error).__name__}: " in found.faults[0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -33,6 +33,10 @@ def train_step(state, batch):
     return state, {"loss": (state * 2.0, jnp.float32(2)), "grad_norm": (batch, jnp.float32(1))}
 
 
+def fail(message):
+    raise RuntimeError(message)
+
+
 class World:
     """A run in a folder, with everything that the loop is handed."""
 
@@ -145,6 +149,24 @@ def test_a_stop_inside_an_evaluation_evaluates_again_on_resume(world, tmp_path):
     undisturbed = World(tmp_path / "other")
     undisturbed.run()
     assert world.metrics == undisturbed.metrics
+
+
+def test_what_a_run_begins_with_is_evaluated_once_where_asked_for(world):
+    def stopped(state):
+        world.stop.signal_number = 2
+        raise Stopped
+
+    assert world.run(evaluate_first=True, evaluate=stopped) == (0.0, 130)
+    assert world.batches == world.metrics == []
+    world.stop = StopRequest()
+    with pytest.raises(
+        RuntimeError, match="no batch"
+    ):  # as a kill between this evaluation and the first checkpoint
+        world.run(evaluate_first=True, next_batch=lambda state, step: fail("no batch"))
+    assert world.run(evaluate_first=True) == (28.0, 0)
+    assert world.evaluations == [0.0, 6.0, 21.0, 28.0]
+    assert world.metrics[0] == {"step": 0, "val/loss": 0.0}
+    assert (world.folder / "samples" / "00000000.txt").read_text() == "state 0.0"
 
 
 def test_lines_beyond_the_checkpoint_are_written_again(world, tmp_path):
