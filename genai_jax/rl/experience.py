@@ -21,6 +21,7 @@ from genai_jax.models.heads import ActorCritic
 from genai_jax.models.lm import LanguageModel
 from genai_jax.models.lora import merge_lora, without_lora
 from genai_jax.parallel.sharding import batch_sharding
+from genai_jax.rl.dynamic_sampling import Drawn, draw_differing
 from genai_jax.rl.kl_control import gain_of
 from genai_jax.rl.rewards import Reward, RewardPolicy, reward_samples
 from genai_jax.rl.rollouts import (
@@ -155,15 +156,15 @@ class Experience:
             RewardError: If a reward fails and the run is to stop then.
         """
         now = jax.block_until_ready(state())  # the updates before are no part of the rollouts
-        clock = [time.perf_counter()]
-        asked = self.prompts.take(step * self.config.prompts, self.config.prompts)
-        rollouts = self.draw(now, asked, self.seed, self.config.group)
-        rows = rollout_rows(rollouts, self.length)
-        clock.append(time.perf_counter())
-        earned = reward_samples(self.reward, rollouts.samples(self.tokenizer), self.rewarding)
-        self._warn(earned.faults)
-        clock.append(time.perf_counter())
-        rows |= {
+        seconds = dict.fromkeys(("rollout_seconds", "reward_seconds", "scoring_seconds"), 0.0)
+        (rollouts, earned), draws = draw_differing(
+            lambda draw: self._drawn(now, step, draw, seconds),
+            wanted=self.config.prompts,
+            group=self.config.group,
+            most=self.config.draws,
+        )
+        began = time.perf_counter()
+        rows = rollout_rows(rollouts, self.length) | {
             "score": earned.scores.astype(np.float32),
             "valid": earned.valid.astype(np.float32),
         }
@@ -172,9 +173,25 @@ class Experience:
         known = {name: x for name, x in now.context.items() if name != "reference"}
         rows = self._estimate(rows, known)
         jax.block_until_ready(rows)
-        clock.append(time.perf_counter())
-        self._note(step + 1, clock, gap)
+        seconds["scoring_seconds"] = time.perf_counter() - began
+        if self.timing is not None:
+            self.timing.append({"step": step + 1, **seconds, "gap": gap, "draws": draws})
         return rows
+
+    def _drawn(self, state: TrainState, step: int, draw: int, seconds: dict[str, float]) -> Drawn:
+        """Draw answers to prompts that no other draw has, and reward them; count the time."""
+        clock = [time.perf_counter()]
+        count = self.config.prompts
+        asked = self.prompts.take((step * self.config.draws + draw) * count, count)
+        purpose = f"rollouts {draw}" if draw else "rollouts"
+        rollouts = self.draw(state, asked, self.seed, self.config.group, purpose=purpose)
+        clock.append(time.perf_counter())
+        earned = reward_samples(self.reward, rollouts.samples(self.tokenizer), self.rewarding)
+        clock.append(time.perf_counter())
+        self._warn(earned.faults)
+        for name, spent in zip(seconds, np.diff(clock).tolist(), strict=False):
+            seconds[name] += spent
+        return Drawn(rollouts, earned)
 
     def _warn(self, faults: Sequence[str]) -> None:
         """Say once what goes wrong."""
@@ -182,12 +199,6 @@ class Experience:
             if fault not in self._faults:
                 self._faults.add(fault)
                 self.say(f"WARNING: a reward failed, and its answers are left out: {fault}")
-
-    def _note(self, step: int, clock: Sequence[float], gap: float) -> None:
-        if self.timing is not None:
-            names = ("rollout_seconds", "reward_seconds", "scoring_seconds")
-            parts = np.diff(clock).tolist()
-            self.timing.append({"step": step, **dict(zip(names, parts, strict=True)), "gap": gap})
 
     def __enter__(self) -> "Experience":
         return self

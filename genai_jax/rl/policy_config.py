@@ -138,6 +138,12 @@ class PolicyConfig(TuningConfig):
                 "an estimator --loss.kl-in-loss (its weight is --loss.kl-coefficient, or kl.beta "
                 "where that is none); or --kl.beta 0."
             )
+        if self.rollouts.draws > 1 and not self.advantages.drop_equal_scores:
+            raise ValueError(
+                "more draws take the place of groups of equal scores, which must be left out then; "
+                f"got `rollouts.draws` {self.rollouts.draws}. Give "
+                "--advantages.drop-equal-scores, or --rollouts.draws 1."
+            )
         if self.rollouts.max_tokens >= self.length:
             raise ValueError(
                 f"a row must hold a prompt and its answer; got `length` {self.length} and "

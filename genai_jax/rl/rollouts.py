@@ -44,6 +44,9 @@ class RolloutConfig:
         prompts: Prompts of a step.
         group: Answers to each of them.
         max_tokens: Most tokens of an answer, the one that ends it included.
+        draws: Most draws of a step, each of `prompts` others: where answers to a prompt are all
+            worth the same, another one takes its place (DAPO's dynamic sampling), as far as they
+            reach.
         temperature: Divides the logits, in the draw and in every log-probability.
         rows: Answers that are drawn at a time; 0 is all of a step.
         most_gap: Largest difference, in nats, between the log-probability with which a token was
@@ -53,13 +56,14 @@ class RolloutConfig:
     prompts: int = 32
     group: int = 4
     max_tokens: int = 32
+    draws: int = 1
     temperature: float = 1.0
     rows: int = 0
     most_gap: float = 1e-2
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("prompts", "group", "max_tokens"):
+        for name in ("prompts", "group", "max_tokens", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
         if not 0 < self.temperature < float("inf"):

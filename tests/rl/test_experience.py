@@ -23,6 +23,7 @@ from genai_jax.rl.kl_control import Moments
 from genai_jax.rl.rewards import RewardPolicy
 from genai_jax.rl.rollouts import Prompt, RolloutConfig, make_scorer
 from genai_jax.rl.targets import AdvantageConfig
+from genai_jax.training.json_lines import JsonLines, read_json_lines
 from genai_jax.training.loop import BatchError, StepError
 from genai_jax.training.state import TrainState
 
@@ -196,6 +197,27 @@ def test_what_is_learnt_is_what_was_drawn_and_scored(state, batch):
 def test_a_batch_is_a_function_of_state_seed_and_step(state, batch):
     again = jax.device_get(experience().batch(5, lambda: state))
     for name, x in batch.items():
+        np.testing.assert_array_equal(x, again[name])
+
+
+def test_groups_of_equal_scores_are_drawn_anew(state, tmp_path):
+    """Of prompts by number only every third has answers of different worth."""
+
+    def some(samples):
+        return [i if x.task % 3 == 0 else 1.0 for i, x in enumerate(samples)]
+
+    grouped = AdvantageConfig("group", group_size=2, drop_equal_scores=True, kl_in_reward=False)
+    config = dataclasses.replace(ROLLOUTS, prompts=2, group=2, draws=3)
+    timing = JsonLines(tmp_path / "timing.jsonl")
+    made = experience(reward=some, advantages=grouped, config=config, timing=timing)
+    rows = jax.device_get(made.batch(1, lambda: state))
+    # Draws of the prompts 6 and 7, 8 and 9.
+    assert rows["tokens"][:, 0].tolist() == [6, 6, 9, 9]
+    assert rows["loss_mask"].any(1).all()
+    (record,) = read_json_lines(timing.path)
+    assert record["draws"] == 2
+    again = jax.device_get(made.batch(1, lambda: state))
+    for name, x in rows.items():
         np.testing.assert_array_equal(x, again[name])
 
 
