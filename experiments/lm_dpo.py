@@ -74,13 +74,13 @@ class DpoConfig(TuningConfig):
     """
 
     workdir: str = "runs/lm_dpo"
-    steps: int = 400
+    steps: int = 240
     batch_size: int = 32
-    evaluate_every: int = 100
+    evaluate_every: int = 120
     objective: Loss = "preference"
     preference: PreferenceConfig = field(default_factory=lambda: PreferenceConfig(beta=_BETA))
     kto: KTOConfig = field(default_factory=KTOConfig)
-    gold: GoldConfig = field(default_factory=lambda: GoldConfig(preferences=12_000))
+    gold: GoldConfig = field(default_factory=lambda: GoldConfig(preferences=7680))
     data: PreferenceDataConfig = field(default_factory=lambda: PreferenceDataConfig(answers=2))
 
     def __post_init__(self) -> None:

@@ -21,8 +21,9 @@ def _on_tasks(name: str, algorithm: Algorithm, group: int = 8) -> PolicyConfig:
     )
     return PolicyConfig(
         workdir=f"runs/lm_{name}",
-        steps=150,
-        schedule=ScheduleConfig(4e-4, "linear", warmup_steps=10, final_fraction=0.1),
+        steps=80,
+        evaluate_every=40,
+        schedule=ScheduleConfig(3e-4, "linear", warmup_steps=10, final_fraction=0.1),
         length=112,  # the longest task has 62 tokens
         rollouts=RolloutConfig(
             prompts=128 // group,

@@ -15,6 +15,9 @@ from genai_jax.training.script import run_script
 
 _REPLIES = PolicyConfig(
     workdir="runs/lm_ppo",
+    steps=80,
+    evaluate_every=40,
+    length=112,  # the longest request has 47 tokens
     ask="replies",
     rewards=RewardWeights(model=1.0),
     rollouts=RolloutConfig(prompts=64, group=1, max_tokens=64),
@@ -41,6 +44,7 @@ PRESETS: dict[str, tuple[str, PolicyConfig]] = {
         replace(
             _REPLIES,
             workdir="runs/lm_ppo_tasks",
+            steps=100,
             ask="tasks",
             rewards=RewardWeights(grade=1.0),
             rollouts=RolloutConfig(prompts=128, group=1, max_tokens=48),
@@ -51,6 +55,7 @@ PRESETS: dict[str, tuple[str, PolicyConfig]] = {
         replace(
             _REPLIES,
             workdir="runs/ppo",
+            steps=100,
             ask="data",
             data="prompts.jsonl",
             length=512,

@@ -149,7 +149,7 @@ _TASKS = replace(
     length=128,
     model=lm.TASKS,
     data=TextConfig(sources=("tasks",), tokenizer="bytes", chat=True),
-    evaluate_every=400,
+    evaluate_every=0,
     save_every=400,
     log_every=50,
     sample_tokens=100,

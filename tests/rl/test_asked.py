@@ -1,15 +1,20 @@
 """What is asked and what answers earn: pure functions of numbers, and of what the options say."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from experiments import lm_grpo, lm_ppo
 from genai_jax.data.plain_chat import CHAT_SPECIALS, PlainChat
 from genai_jax.data.prompt_sides import validation_side
 from genai_jax.data.tasks.gold_reward import gold_reward
+from genai_jax.data.tasks.replies import REPLIES
+from genai_jax.data.tasks.split import tasks
+from genai_jax.data.tasks.task import DIFFICULTIES
 from genai_jax.data.tasks.task_sets import TaskConfig
 from genai_jax.data.tokenizers import ByteTokenizer
 from genai_jax.rl.algorithms import DR_GRPO, GRPO
@@ -181,3 +186,27 @@ def test_an_answer_must_earn_something():
         RewardWeights()
     with pytest.raises(ValueError, match="must be finite"):
         RewardWeights(grade=float("nan"))
+
+
+PRESETS = [config for script in (lm_ppo, lm_grpo) for _, config in script.PRESETS.values()]
+ROOM = {(c.ask, c.length, c.rollouts.max_tokens): c for c in PRESETS if c.ask != "data"}
+
+
+@pytest.mark.parametrize("config", ROOM.values(), ids=map(str, ROOM))
+def test_embedded_prompts_leave_room_in_every_preset(config):
+    families = (REPLIES,) if config.ask == "replies" else config.tasks.chosen
+    kinds = ("easy",) if config.ask == "replies" else DIFFICULTIES
+    said = [
+        [{"role": "user", "content": tasks((family,), kind, side, seed)[i].prompt}]
+        for family, kind in itertools.product(families, kinds)
+        for side, seed, i in itertools.product(("train", "held out"), (0, 1), range(50))
+    ]
+    longest = max(map(len, CHAT.prompts(said)))
+    assert longest + config.rollouts.max_tokens <= config.length
+
+
+def test_more_draws_are_for_groups_that_are_left_out():
+    with pytest.raises(ValueError, match=r"must be left out then; got `rollouts.draws` 2"):
+        PolicyConfig(rollouts=RolloutConfig(draws=2))
+    with pytest.raises(ValueError, match=r"`draws` must be at least 1; got 0"):
+        RolloutConfig(draws=0)
