@@ -28,7 +28,7 @@ class TaskConfig:
     """
 
     families: tuple[str, ...] = ()
-    hard_share: float = 0.03
+    hard_share: float = 0.015
     examples: int = 60_000
     replies: int = 20_000
     practice: bool = True
