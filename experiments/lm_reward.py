@@ -64,13 +64,13 @@ class RewardConfig(TuningConfig):
     """
 
     workdir: str = "runs/lm_reward"
-    steps: int = 450
+    steps: int = 540
     batch_size: int = 16
-    evaluate_every: int = 225
+    evaluate_every: int = 270
     reading: ScoreReading = "running"
     reward_loss: RewardLossConfig = field(default_factory=lambda: RewardLossConfig(centring=0.01))
     gold: GoldConfig = field(
-        default_factory=lambda: GoldConfig(preferences=7200, held_out=500, answers=4)
+        default_factory=lambda: GoldConfig(preferences=8640, held_out=500, answers=4)
     )
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
     optimizer: OptimizerConfig = field(
