@@ -46,7 +46,7 @@ class RolloutConfig:
         max_tokens: Most tokens of an answer, the one that ends it included.
         draws: Most draws of a step, each of `prompts` others: where answers to a prompt are all
             worth the same, another one takes its place (DAPO's dynamic sampling), as far as they
-            reach.
+            reach. A step then reports of the answers that it learns from.
         temperature: Divides the logits, in the draw and in every log-probability.
         rows: Answers that are drawn at a time; 0 is all of a step.
         most_gap: Largest difference, in nats, between the log-probability with which a token was
