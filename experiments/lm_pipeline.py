@@ -56,7 +56,7 @@ class PipelineConfig:
 
 
 PRESETS: dict[str, tuple[str, PipelineConfig]] = {
-    "default": ("about 16 minutes on two cores", PipelineConfig()),
+    "default": ("18 minutes on two cores", PipelineConfig()),
     "three-seeds": ("the same with three runs of PPO", PipelineConfig(seeds=3)),
 }
 
