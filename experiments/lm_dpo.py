@@ -141,6 +141,8 @@ PRESETS: dict[str, tuple[str, DpoConfig]] = {
         "dpo on preferences of your own, gently, by an adapter; give --init and --data.path",
         DpoConfig(
             workdir="runs/preferred",
+            steps=400,
+            evaluate_every=100,
             batch_size=16,
             length=512,
             lora=LoraConfig(),

@@ -59,6 +59,7 @@ PRESETS: dict[str, tuple[str, PolicyConfig]] = {
         replace(
             _on_tasks("tuned", GRPO),
             steps=100,
+            evaluate_every=20,
             ask="data",
             data="prompts.jsonl",
             length=512,

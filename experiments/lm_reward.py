@@ -87,11 +87,13 @@ class RewardConfig(TuningConfig):
 
 
 PRESETS: dict[str, tuple[str, RewardConfig]] = {
-    "gold": ("the embedded preferences, three minutes; give --init", RewardConfig()),
+    "gold": ("the embedded preferences, minutes on a laptop; give --init", RewardConfig()),
     "tune": (
         "preferences of your own, gently; give --init and --data.path",
         RewardConfig(
             workdir="runs/reward",
+            steps=600,
+            evaluate_every=300,
             batch_size=16,
             length=512,
             reading="last",

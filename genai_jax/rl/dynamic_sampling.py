@@ -6,9 +6,10 @@ A group whose answers are all worth the same says nothing about which of them to
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
 
+from genai_jax.rl.advantages import of_several_scores
 from genai_jax.rl.rewards import Rewarded
 from genai_jax.rl.rollouts import Rollouts
 
@@ -23,22 +24,6 @@ class Drawn(NamedTuple):
 
     rollouts: Rollouts
     rewarded: Rewarded
-
-
-def differing_groups(
-    scores: Float[np.ndarray, " n"], valid: Bool[np.ndarray, " n"], group: int
-) -> Bool[np.ndarray, " p"]:
-    """Say of each group whether two of its answers that have a score differ in it.
-
-    Args:
-        scores: Of answers; those of a group are neighbours.
-        valid: Whether there is one.
-        group: Answers of a group.
-    """
-    known = np.where(valid, scores, np.nan).reshape(-1, group)
-    highest = np.where(np.isnan(known), -np.inf, known).max(1)
-    lowest = np.where(np.isnan(known), np.inf, known).min(1)
-    return highest > lowest
 
 
 def draw_differing(
@@ -65,7 +50,8 @@ def draw_differing(
     while not drawn or (len(drawn) < most and differ.sum() < wanted):
         drawn.append(draw(len(drawn)))
         last = drawn[-1].rewarded
-        differ = np.append(differ, differing_groups(last.scores, last.valid, group))
+        scores, counted = (jnp.float32(x.reshape(-1, group)) for x in (last.scores, last.valid))
+        differ = np.append(differ, of_several_scores(scores, counted))
     chosen = np.sort(np.argsort(~differ, kind="stable")[:wanted])
     return _taken(drawn, (chosen[:, None] * group + np.arange(group)).reshape(-1)), len(drawn)
 

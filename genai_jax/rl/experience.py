@@ -163,6 +163,7 @@ class Experience:
             group=self.config.group,
             most=self.config.draws,
         )
+        self._warn(earned.faults)
         began = time.perf_counter()
         rows = rollout_rows(rollouts, self.length) | {
             "score": earned.scores.astype(np.float32),
@@ -188,7 +189,6 @@ class Experience:
         clock.append(time.perf_counter())
         earned = reward_samples(self.reward, rollouts.samples(self.tokenizer), self.rewarding)
         clock.append(time.perf_counter())
-        self._warn(earned.faults)
         seconds["rollout_seconds"] += clock[1] - clock[0]
         seconds["reward_seconds"] += clock[2] - clock[1]
         return Drawn(rollouts, earned)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genai_jax.rl.dynamic_sampling import Drawn, differing_groups, draw_differing
+from genai_jax.rl.dynamic_sampling import Drawn, draw_differing
 from genai_jax.rl.rewards import Rewarded
 from genai_jax.rl.rollouts import Prompt, Rollouts
 
@@ -21,13 +21,6 @@ def a_draw(number, *scores, valid=None, faults=()):
 def taken(draws, wanted=2, most=3):
     found, count = draw_differing(draws.__getitem__, wanted=wanted, group=GROUP, most=most)
     return found, count, found.rollouts.answers
-
-
-def test_a_group_differs_by_what_is_known():
-    scores = np.array([1.0, 1, 0, 1, 0, 0, 0, 3])
-    valid = np.array([1, 1, 1, 1, 0, 0, 1, 0]) > 0
-    assert differing_groups(scores, valid, 2).tolist() == [False, True, False, False]
-    assert differing_groups(scores, valid, 4).tolist() == [True, False]
 
 
 def test_one_draw_is_enough_where_all_differ():
